@@ -56,7 +56,7 @@ from common import (
     subcommands,
     with_grid,
 )
-from media import frames_of
+from media import foreground, frames_of
 from metrics import (
     MASK,
     ap_criterion,
@@ -64,7 +64,6 @@ from metrics import (
     box_truth,
     edge_f1,
     evaluator_tokens,
-    foreground,
     from_cells,
     load_lpips,
     lpips_model,

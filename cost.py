@@ -81,9 +81,9 @@ def measure(entry, opened):
     row = {"params": sum(sizes.values()), "head": sizes.get("lm_head.weight", 0), "layer": max(tower + text)}
     row["outside"] = row["params"] - row["head"] - sum(tower) - sum(text)
     vision = getattr(config, "vision_config", None) or getattr(config, "backbone_config", config)
-    patch, width = (getattr(vision, key, None) for key in ("patch_stride", "embed_dim"))
-    patch, width = np.ravel(patch or vision.patch_size)[0], np.ravel(width or vision.hidden_size)[0]
-    row["vision"] = getattr(vision, "depths", len(tower)), int(patch), int(width)
+    patch = getattr(vision, "patch_stride", vision.patch_size)
+    width = getattr(vision, "embed_dim", None) or vision.hidden_size
+    row["vision"] = getattr(vision, "depths", len(tower)), int(np.ravel(patch)[0]), int(np.ravel(width)[0])
     row["language"] = None
     if text:
         merge = getattr(vision, "spatial_merge_size", 1 + (entry["type"] == "cogvlm2"))
@@ -479,14 +479,16 @@ def registry_row(entry):
     row["tokens"] = first_to_last(stacks, lambda n, width: n)
     row["kB"] = first_to_last(stacks, lambda n, width: 2 * n * width / 1000)
     if entry["layer"]:
-        active = max(n * width for stack in stacks for n, width in stack)
+        active = max(n * width for n, width in sum(stacks, []))
         row["GB_streamed"] = f"{2 * (entry['outside'] + 2 * entry['layer']) + 1 + 32e-9 * active:.1f}"
     return row
 
 
 def aligned(rows):
     """Lines of dicts with the same keys, the columns aligned under the keys."""
-    lines = [[str(x) for x in row] for row in (rows[0], *(row.values() for row in rows))]
+    lines = [list(rows[0])]
+    for row in rows:
+        lines.append([str(x) for x in row.values()])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     found = []
     for line in lines:

@@ -281,6 +281,18 @@ def point_row(job, point, rows, module):
     return found | {key: rows[0][key] for key in ("grid", "causal", "stored") if key in rows[0]}
 
 
+def write_pooled(job, parts, modules):
+    """Write pooled.pt from that of every shard. Returns the points of index.yaml."""
+    pooled, table = {}, {}
+    for point in parts[0]["pooled"]:
+        rows = [part["pooled"][point] for part in parts]
+        means, maxima = [row["mean"] for row in rows], [row["max"] for row in rows]
+        pooled[point] = {"mean": torch.cat(means), "max": torch.cat(maxima)}
+        table[point] = point_row(job, point, rows, modules.get(point, "the frames themselves"))
+    save_pt(job.out / "pooled.pt", POOLED, job.data["ids"], {"model": job.facts["model"]}, pooled=pooled)
+    return table
+
+
 def write_index(job, started, modules, **more):
     """Write pooled.pt and, last, index.yaml, if every shard exists. Returns the result."""
     args, out, shards = job.args, job.out, -(-len(job.data["ids"]) // job.shard_items)
@@ -289,13 +301,7 @@ def write_index(job, started, modules, **more):
         print(f"shards_missing {missing} of {shards}: run the other --shard parts, then repeat any of them")
         return {"shards_missing": missing}
     parts = [load_pt(out / "pooled" / f"{s:05d}.pt", POOLED) for s in range(shards)]
-    pooled, table = {}, {}
-    for point in parts[0]["pooled"]:
-        rows = [part["pooled"][point] for part in parts]
-        means, maxima = ([row[key] for row in rows] for key in ("mean", "max"))
-        pooled[point] = {"mean": torch.cat(means), "max": torch.cat(maxima)}
-        table[point] = point_row(job, point, rows, modules.get(point, "the frames themselves"))
-    save_pt(out / "pooled.pt", POOLED, job.data["ids"], {"model": job.facts["model"]}, pooled=pooled)
+    table = write_pooled(job, parts, modules)
     seconds, shown = [], []
     for part in parts:
         seconds += part["meta"]["seconds"]  # none where layers were streamed: passes overlap
@@ -446,6 +452,14 @@ def two_entries(args):
     return names, entries
 
 
+def layers_with_grid(index):
+    """The points of a features index that can be fused; exit 2 without one."""
+    points = [p for p in with_grid(index) if p != "pixels"]
+    if not points:
+        fail(f"{index['model']} has no token grid at these --points to concatenate; give points with a grid")
+    return points
+
+
 def side_by_side(args, started):
     """--model a+b: the features of each in its own folder under --out; for each point of b with a grid,
     `fused.<point>`: that point concatenated with the last one of a."""
@@ -462,11 +476,7 @@ def side_by_side(args, started):
             return found
     wait_for_ranks(args)
     (a, read_a), (b, read_b) = (load_features(out / entry["name"]) for entry in entries)
-    left = [p for p in with_grid(a) if p != "pixels"]
-    right = [p for p in with_grid(b) if p != "pixels"]
-    if not (left and right):
-        name = (b if left else a)["model"]
-        fail(f"{name} has no token grid at these --points to concatenate; give points with a grid")
+    left, right = layers_with_grid(a), layers_with_grid(b)
     weakest = min(a["weights"], b["weights"], key=("random", "unstated", "small", "pretrained").index)
     job = SimpleNamespace(args=args, items=items, data=data, out=out, still=False, maps={}, reduce=0)
     job.facts = {"model": both, "kind": b["kind"], "weights": weakest}

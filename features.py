@@ -17,8 +17,7 @@ from torch.nn import functional as F
 
 from common import FEATURES, POOLED, fail, save_pt
 from families import on, up_to_the_image, words_behind
-from media import frames_of
-from metrics import foreground
+from media import foreground, frames_of
 from streaming import states_at_questions, stream, wait_for
 
 REDUCE = "foresight.reduce.v1"
@@ -324,6 +323,14 @@ def without_pixels(batch):
     return {k: v.to("meta") if torch.is_tensor(v) and v.is_floating_point() else v for k, v in batch.items()}
 
 
+def smaller(budget, made, job):
+    """Half the budget after an exhausted memory; exit 2 where a single micro-batch was too much."""
+    if len(made) < 2:
+        fail(f"two layers leave no memory for a micro-batch; give a --batch smaller than {job.args.batch}")
+    torch.cuda.empty_cache()
+    return budget / 2
+
+
 def layer_by_layer(job, capture, batches, budget):
     """Fill every shard by streaming, in as few rounds as `budget` bytes allow; passes overlap: no seconds."""
     todo = [(one, k) for one in batches for k in range(len(one.starts))]
@@ -345,15 +352,12 @@ def layer_by_layer(job, capture, batches, budget):
         with contextlib.suppress(torch.OutOfMemoryError):
             done = stream(job.network, capture, inputs(), budget, drain)
         if not done:  # written points stay; the rest is repeated in smaller rounds
-            if len(made) < 2:
-                n = len(todo[0][0].some(0))
-                fail(f"two layers leave no memory for a micro-batch; give a --batch smaller than {n}")
-            budget /= 2
-            torch.cuda.empty_cache()
-        for one in dict.fromkeys(one for one, _ in todo[:done]):
-            if one not in [other for other, _ in todo[done:]]:
+            budget = smaller(budget, made, job)
+        ended, todo = todo[:done], todo[done:]
+        left = {id(one) for one, _ in todo}
+        for one in dict.fromkeys(one for one, _ in ended):
+            if id(one) not in left:
                 one.finish([])
-        todo = todo[done:]
 
 
 def question_features(job, capture, batch, given):

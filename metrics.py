@@ -100,20 +100,6 @@ def box_truth(items):
     return largest, list(zip(every, numbers, strict=True)), names
 
 
-def foreground(items, side):
-    """Foreground share of every cell [n, side, side], of the masks or else of the union of the boxes."""
-    out = []
-    for item in items:
-        if "mask" in item:
-            mask = (item["mask"] > 0).float()
-        else:
-            mask = torch.zeros(item["height"], item["width"])
-            for x1, y1, x2, y2 in item["boxes"].round().int().tolist():
-                mask[y1:y2, x1:x2] = 1
-        out.append(torch.nn.functional.adaptive_avg_pool2d(mask[None], side)[0])
-    return torch.stack(out)
-
-
 # ---------------------------------------------------------------- cells: one per token
 
 

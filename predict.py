@@ -158,7 +158,7 @@ class Predictor(torch.nn.Module):
             mask = None
             if self.time == "causal":
                 mask = torch.nn.Transformer.generate_square_subsequent_mask(t, device=x.device)
-            memory = self.over_time(memory.transpose(1, 2).flatten(0, 1), mask)
+            memory = self.over_time(memory.transpose(1, 2).flatten(0, 1), mask, is_causal=mask is not None)
             memory = memory.unflatten(0, (n, -1)).transpose(1, 2)
             memory = memory[:, -1:] if self.time == "causal" else memory
         query = self.query + self.horizon[horizon] + self.here(here)

@@ -58,7 +58,7 @@ from common import (
     split_indices,
     with_grid,
 )
-from media import frames_of
+from media import foreground, frames_of
 from metrics import (
     MASK,
     ap_criterion,
@@ -67,7 +67,6 @@ from metrics import (
     box_truth,
     edge_f1,
     edges,
-    foreground,
     from_cells,
     giou_loss,
     load_lpips,
@@ -104,16 +103,8 @@ SEEDS, STEPS, HIDDEN = 5, 240, 64  # of the MLP
 # of the reconstruction decoder; `grid`: tokens a side, at most
 DECODER = {"seeds": 3, "steps": 240, "hidden": 128, "grid": 8}
 # y points down
-DIRECTIONS = {
-    "down": (0, 1),
-    "down left": (-1, 1),
-    "down right": (1, 1),
-    "left": (-1, 0),
-    "right": (1, 0),
-    "up": (0, -1),
-    "up left": (-1, -1),
-    "up right": (1, -1),
-}
+DIRECTIONS = {"down": (0, 1), "down left": (-1, 1), "down right": (1, 1), "left": (-1, 0), "right": (1, 0)}
+DIRECTIONS |= {"up": (0, -1), "up left": (-1, -1), "up right": (1, -1)}
 FLIPS = {"mirrored": (-1, 1), "reversed": (-1, -1)}  # factors of the velocity
 
 

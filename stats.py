@@ -219,7 +219,7 @@ def ridge(x, targets, train):
 class Lazy:
     """Features [n, ...] that are read when they are indexed: x[rows], len(x).
 
-    slices(): the same features with some tokens of all items at a time, each [n, k, D].
+    slices(): new tensors [n, k, D], the same features with some tokens of all items at a time.
     """
 
     def __init__(self, read, n, slices=None):
@@ -267,13 +267,13 @@ def gram(x, centre):
 
     Each slice is centred before the product: a large mean would lose fp32 precision.
     """
-    total, weights = torch.zeros(len(x), len(x)), torch.zeros(len(x))
-    weights[centre] = 1 / len(centre)
+    total = torch.zeros(len(x), len(x))
     for part in x.slices() if isinstance(x, Lazy) else [x.to(torch.float32, copy=True)]:
         part = part.flatten(1)
-        part -= weights @ part
+        part -= part[centre].mean(0)
         for first in range(0, len(part), 256):  # the upper half
             total[first : first + 256, first:].addmm_(part[first : first + 256], part[first:].T)
+        del part  # before the next slice is read
     return total.triu_().add_(total.triu(1).T)
 
 

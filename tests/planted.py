@@ -28,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import adapt
 import align
 import gate
+import media
 import metrics
 import models
 import probe
@@ -72,7 +73,7 @@ class Pool:
     def __init__(self, items):
         self.items = items
         self.largest, self.truth, self.names = metrics.box_truth(items)
-        self.masks = metrics.foreground(items, metrics.MASK)
+        self.masks = media.foreground(items, metrics.MASK)
         self.images = torch.cat([i["frames"] for i in items]).permute(0, 3, 1, 2).float() / 255
         of_class = torch.zeros(len(items), len(self.names), 4 * SIDE, 4 * SIDE)
         for canvas, (boxes, names) in zip(of_class, self.truth, strict=True):

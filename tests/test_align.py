@@ -205,6 +205,9 @@ def test_main_chooses_the_planted_layer_and_writes_what_it_prints(tmp_path, caps
         null = found["layers"]["independent"][m]
         assert null["score"] < 0.35 and null["p_max"] > 0.05 and null["high"] < found[f"{m}_low"]
     assert found["chance_recall10"] == pytest.approx(10 / (found["criteria"]["cka"]["n"] - 1), rel=1e-5)
+    choice = align.main([*planted_spaces(tmp_path), "--choose", str(tmp_path / "choice.yaml")])
+    assert common.load_yaml(tmp_path / "choice.yaml", "align") == choice and choice["points"] == ["rotated"]
+    assert set(align.MEASURES) < set(choice["layers"]) and choice["layers"]["recommended"] == "rotated"
     assert "**rotated**" in study.read_text() and (tmp_path / "align.png").stat().st_size > 5000
 
 
@@ -274,7 +277,8 @@ def test_above_the_limits_some_items_are_permuted_and_a_seeded_part_is_compared(
         ("--target stranger", ("'item-59' is missing", "stranger")),
         ("--target reversed", ("other order",)),
         ("--random reversed", ("reversed",)),
-        ("--features broken", ("layer.2", "1 non-finite")),
+        ("--features broken", ("layer.2", "non-finite")),
+        ("--random target", ("'layer.1'", "target")),
         ("--features constant", ("layer.2", "same for every item")),
         ("--features few --target few", ("9 items", "at least 10")),
         ("--target-point latent", ("latent", "latents")),

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+import media
 import metrics
 
 
@@ -142,7 +143,7 @@ def test_the_largest_box_and_the_foreground_are_fractions_of_the_image():
     assert largest.tolist() == [[0.5, 0.5, 1, 1]] and names == ["a", "b"] and every[0][1].tolist() == [1, 0]
     mask = torch.zeros(20, 40)
     mask[:10, :20] = 7  # a mask comes before the boxes
-    found = metrics.foreground([item, item | {"mask": mask}], 2)
+    found = media.foreground([item, item | {"mask": mask}], 2)
     torch.testing.assert_close(found, torch.tensor([[[16 / 200, 0], [0, 1]], [[1, 0], [0, 0]]]))
 
 

@@ -1,12 +1,16 @@
 """Probes on planted features whose content is known: null first."""
 
+import re
+import threading
 from argparse import Namespace
+from pathlib import Path
 
 import pytest
 import torch
 from helpers import plant_features
 from torch.nn.functional import avg_pool2d, interpolate, one_hot
 
+import align
 import common
 import gate
 import metrics
@@ -73,17 +77,27 @@ def run(folder, points, random=None, flags=(), **more):
 
 
 @pytest.mark.slow
-def test_noise_gains_nothing_the_oracle_beats_every_baseline_and_a_layer_needs_a_grid(planted, capsys):
+def test_noise_gains_nothing_the_oracle_beats_every_baseline_and_a_layer_needs_a_grid(
+    planted, capsys, refused
+):
     queries = ORACLE[:, :, :1]  # the answer, without a place
     points = {"noise": noise(1), "oracle": torch.cat([ORACLE, CELLS], -1), "queries": queries}
-    random = {"noise": noise(2), "oracle": noise(3), "queries": queries}
+    points |= {"more": noise(7)}
+    random = {"noise": noise(2), "oracle": noise(3)}
     decoded = ("--oracle", plant_features(planted / "latents", IDS, {"latents": CELLS}, planted / "data"))
     found = run(planted, points, random, ("--points", "noise,queries"), gridless=("queries",))
     for name, most in (("bbox_iou", 0), ("spatial_iou", 0), ("map50", 0.02), ("edge_probe_f1", 0)):
         assert found["criteria"][name]["gain_low"] <= most, name
     assert list(found["layers"]) == ["noise"] and found["leak"] is None
     assert "no token grid): queries" in capsys.readouterr().out
+    choice = run(planted, points, flags=("--choose", str(planted / "choice.yaml")), gridless=("queries",))
+    assert load_yaml(planted / "choice.yaml", "probe") == choice and len(choice["points"]) == 2
+    random = {p: noise(3) for p in choice["points"]}
     found = run(planted, points, random, decoded, gridless=("queries",))
+    assert {found[f"{name}_layer"] for name in choice["layers"] if name in found} == {"oracle"}
+    assert [p for p, row in found["layers"].items() if "bbox_iou_random" in row] == choice["points"]
+    random.pop("oracle")
+    refused(lambda: run(planted, points, random, gridless=("queries",)), "random", "'oracle'")
     for name, least in (("bbox_iou", 0.75), ("spatial_iou", 0.75), ("map50", 0.4)):
         c = found["criteria"][name]
         assert c["layer"] == "oracle" and c["score"] > least and c["gain_low"] > 0, (name, c)
@@ -97,6 +111,32 @@ def test_noise_gains_nothing_the_oracle_beats_every_baseline_and_a_layer_needs_a
     iou = box_iou(decoded["boxes"], decoded["true_boxes"]).mean().item()
     assert decoded["ids"] == SOURCES and found["bbox_iou"] == pytest.approx(iou, abs=1e-6)
     assert load_yaml(planted / "probe.yaml", "probe")["bbox_iou"] == pytest.approx(iou, abs=1e-5)
+
+
+def anonymous():
+    """Bytes of this process without the pages of mapped files, which the kernel drops when it needs them."""
+    return 1024 * int(re.search(r"RssAnon:\s*(\d+)", Path("/proc/self/status").read_text())[1])
+
+
+@pytest.mark.slow
+def test_a_layer_of_1_gb_is_read_in_600_mb_of_memory(planted):
+    large = torch.randn(N, 1, 16, 16, 256, generator=generator()).half().repeat(1, 1, 6, 6, 1)
+    features = plant_features(planted / "features", IDS, {"large": large}, planted / "data")
+    target = plant_features(planted / "target", IDS, {"latents": ORACLE}, planted / "data")
+    del large
+    for main, more in ((align.main, ("--target", target)), (probe.main, ())):
+        used, done = [anonymous()], threading.Event()
+
+        def watch(used=used, done=done):
+            while not done.wait(0.005):
+                used.append(anonymous())
+
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        main(["--features", features, *more])
+        done.set()
+        watcher.join()
+        assert max(used) - used[0] < 600e6, main
 
 
 def test_strata_are_cut_at_terciles_of_the_training_items_and_need_five_test_items():
@@ -237,7 +277,7 @@ def clips(tmp_path):
 def test_direction_is_read_where_it_is_planted_and_frozen_features_are_joined_by_id(clips, refused):
     folder, code = clips
     dull = torch.randn(N, 3, 2, 2, 8, generator=generator(1))
-    late, random = dull.clone(), {"dull": dull.flip(0), "late": dull.flip(0)}
+    late, random = dull.clone(), {"late": dull.flip(0)}  # the chosen layer
     late[:, 2] += 5 * code[:, None, None]  # in the last time step only
     points = {"dull": dull, "late": late.flatten(2, 3)[:, :, None]}
     found = run(folder, points, random, gridless=("late",))
