@@ -20,7 +20,7 @@ adapt-<job>.yaml, .pt (images of eight test items), .png, and adapter.pt with ad
 
 Upper bound: the VAE's reconstruction. Baselines: the mean image, another item's image. Control: features of the untrained network.
 
-Modules, to be copied with it: claims.py, cogvlm2.py, common.py, media.py, metrics.py, models.py, stats.py,
+Copy with it: claims.py, cogvlm2.py, common.py, media.py, metrics.py, models.py, untrained.py, stats.py,
 training.py.
 """
 

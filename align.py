@@ -20,7 +20,7 @@ chosen on val. R2 is fitted on train and scored on test, the others on train and
 compares spatial means of all layers and points of the target. Above 5,000 items a random 5,000 are compared
 (--seed; `subset` in the YAML). A layer without a token grid has no linear_r2.
 
-Modules, to be copied with it: common.py, stats.py.
+Copy with it: common.py, stats.py.
 """
 
 import functools

@@ -23,7 +23,7 @@ items, the majority action.
 (templates), text, soft (--words), vlm, tuned; baselines majority and blind. Reported: accuracy by kind, frame_f1, claim_precision,
 omission, abstains; words_follow_image: are answers worse with another object's embedding? `changed`: do they follow changed clips?
 
-Modules to copy with it: claims.py, cogvlm2.py, common.py, families.py, media.py, metrics.py, models.py,
+Copy with it: claims.py, cogvlm2.py, common.py, families.py, media.py, metrics.py, models.py, untrained.py,
 stats.py, training.py.
 """
 

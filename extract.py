@@ -20,8 +20,8 @@ accepts the short names L1-L5 (LLaVA), I1-I5 (InternVL), C1-C4 (CogVLM2). A pass
 Values are stored in fp16, and in fp32 where they overflow. Of clips only pooled.pt is written, and tokens at
 the points of --grids. A complete shard is never computed again: the same command continues a killed run.
 
-Modules to copy with it: check.py, cogvlm2.py, common.py, cost.py, families.py, features.py, media.py,
-metrics.py, models.py, streaming.py.
+Copy with it: check.py, cogvlm2.py, common.py, cost.py, families.py, features.py, media.py,
+metrics.py, models.py, untrained.py, streaming.py.
 """
 
 import argparse

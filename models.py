@@ -3,7 +3,6 @@
 import contextlib
 import difflib
 import functools
-import hashlib
 import json
 import math
 import os
@@ -28,6 +27,7 @@ from common import (
     save_text,
 )
 from media import frames_of
+from untrained import Untrained
 
 # ---------------------------------------------------------------- models by name
 
@@ -409,9 +409,8 @@ def _reach(entry):
 # model type -> (model, processor) where an encoder is not (AutoModel, AutoImageProcessor). Grounding DINO needs
 # its detector class: AutoModel would miss an unused layer norm of Swin that files of older versions lack.
 DETECTOR = "AutoModelForZeroShotObjectDetection"
-ENCODER_CLASSES = {
-    "owlvit": (DETECTOR, "AutoImageProcessor"),
-    "owlv2": (DETECTOR, "AutoImageProcessor"),
+ENCODER_CLASSES = dict.fromkeys(("owlvit", "owlv2"), (DETECTOR, "AutoImageProcessor"))
+ENCODER_CLASSES |= {
     "grounding-dino": (DETECTOR, "AutoProcessor"),
     "vjepa2": ("AutoModel", "AutoVideoProcessor"),
 }
@@ -758,40 +757,6 @@ def merge_lora(model, entry, new_names):
         weight = model.get_parameter(name)
         weight.copy_(lora_added(weight, pair, entry["scaling"]))
     return model, {"missing_keys": []}
-
-
-def seeded(name):
-    """A generator seeded by `name` alone: draws are the same in any order, in any batch and on any device."""
-    return torch.Generator().manual_seed(int(hashlib.sha256(name.encode()).hexdigest()[:15], 16))
-
-
-class Untrained:
-    """Untrained weights of `model` (on the meta device) by seed and name, in any order of reading.
-
-    Matrices N(0, 0.02^2), the families' initializer_range; scales one; biases zero; buffers unchanged."""
-
-    size = Weights.size
-
-    def ready(self, names):
-        """Nothing to open."""
-
-    def __init__(self, model, seed):
-        self.seed = seed
-        self.bytes = 0
-        stored = model.state_dict()
-        self.like = {name: x.to("meta") for name, x in stored.items()}
-        self.buffers = {name: x for name, x in stored.items() if not x.is_meta}
-        self.tied = getattr(model, "all_tied_weights_keys", {})
-
-    def read(self, names):
-        for name in names:
-            x = torch.empty_like(self.like[name], device="cpu")
-            if name in self.buffers:
-                yield name, self.buffers[name]
-            elif x.ndim > 1:
-                yield name, x.normal_(0, 0.02, generator=seeded(f"{self.seed} {self.tied.get(name, name)}"))
-            else:
-                yield name, x.fill_(0.0 if name.endswith("bias") else 1.0)
 
 
 @torch.inference_mode(False)  # inference tensors cannot become parameters

@@ -24,7 +24,7 @@ operation. An answer without JSON counts as wrong; a missing time counts as 0. o
 
 operations.png shows the answers for each operation, and frames of clips of that pair.
 
-Modules, to be copied with it: cogvlm2.py, common.py, conversations.py, media.py, metrics.py, models.py,
+Copy with it: cogvlm2.py, common.py, conversations.py, media.py, metrics.py, models.py, untrained.py,
 stats.py, synthetic.py.
 """
 

@@ -17,7 +17,7 @@ tokens of the untrained network). Measures: cosine of latents, l1, LPIPS, l1 whe
 mean_future, nearest and the controls. `scaling` trains one variant on five sizes of the training set.
 Writes predict-latents.yaml, .png, .pt.
 
-Modules, to be copied with it: cogvlm2.py, common.py, media.py, metrics.py, models.py, stats.py, training.py.
+Copy with it: cogvlm2.py, common.py, media.py, metrics.py, models.py, untrained.py, stats.py, training.py.
 """
 
 import functools

@@ -23,7 +23,7 @@ Layers without a token grid (`grid: false`) are probed for motion only. The laye
 on test. --choose writes the chosen layers (`points`) and stops; --random is read there alone. Baselines on
 the same items: constants, shuffled labels, another item's features, raw pixels, principal components of them,
 the untrained network. `leak`: a control that scores too well.
-Modules, to be copied with it: common.py, media.py, metrics.py, stats.py.
+Copy with it: common.py, media.py, metrics.py, stats.py.
 """
 
 import dataclasses

@@ -2,7 +2,7 @@
 
     python report.py --results results --out results/report.html
 
-Modules, to be copied with it: claims.py, common.py.
+Copy with it: claims.py, common.py.
 """
 
 import base64

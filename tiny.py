@@ -17,7 +17,7 @@ results/tiny/tiny-<model>.yaml (loss curve; held-out quality beside its baseline
 
 Only this file holds the small configurations; every other stage loads these folders as it loads a hub checkpoint.
 
-Modules, to be copied with it: claims.py, cogvlm2.py, common.py, media.py, metrics.py, models.py, stats.py,
+Copy with it: claims.py, cogvlm2.py, common.py, media.py, metrics.py, models.py, untrained.py, stats.py,
 synthetic.py, training.py.
 """
 

@@ -17,7 +17,7 @@ fp16 embedding [N,512], scores [N,32] (probability that it is visible in a frame
     attention_<how>_<what> how much more the output changes without the four frames of highest attention than without four others
                            (replaced by the clip's mean, or by their neighbours)
 
-Modules to copy with it: claims.py, cogvlm2.py, common.py, media.py, metrics.py, models.py, stats.py.
+Copy with it: claims.py, cogvlm2.py, common.py, media.py, metrics.py, models.py, untrained.py, stats.py.
 """
 
 import time

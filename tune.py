@@ -17,8 +17,8 @@ question. An adapter maps its 512 numbers to soft tokens; LoRA adapts the model.
 folder and soft.safetensors) and <out>/tune-words.yaml: the share of correct val answers, in all and by kind, beside the majority answer;
 `forgetting`: the cost of LoRA on questions about lists, without clips.
 
-Modules, to be copied with it: claims.py, cogvlm2.py, common.py, conversations.py, media.py, metrics.py,
-models.py, stats.py, training.py.
+Copy with it: claims.py, cogvlm2.py, common.py, conversations.py, media.py, metrics.py,
+models.py, untrained.py, stats.py, training.py.
 """
 
 import contextlib

@@ -11,7 +11,7 @@ latents (--latents) or as answers of a model (--words). verify.yaml holds the AU
 of error and by horizon; the best verifier of each family is chosen on val. It also holds the risk-coverage curve, split-conformal
 acceptance, the same for the video model's clips, and (--futures) scores without the outcome. verify.png shows planted clips.
 
-Modules, to be copied with it: claims.py, cogvlm2.py, common.py, media.py, metrics.py, models.py, stats.py.
+Copy with it: claims.py, cogvlm2.py, common.py, media.py, metrics.py, models.py, untrained.py, stats.py.
 """
 
 import functools

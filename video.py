@@ -27,7 +27,7 @@ clip's first window and selects one without the outcome: by agreement, continuit
 Each writes video-<job>.yaml, .png, .pt, and video-<job>-parts/ (cached clips: a second run generates only what is missing). coherence
 and continue write generated/ (a data folder of the generated clips). `animate` writes out.mp4 (H.264), out.gif and out.yaml.
 
-Modules, to be copied with it: claims.py, cogvlm2.py, common.py, media.py, metrics.py, models.py, stats.py.
+Copy with it: claims.py, cogvlm2.py, common.py, media.py, metrics.py, models.py, untrained.py, stats.py.
 """
 
 import fractions
@@ -96,9 +96,9 @@ from models import (
     geometry,
     load_encoder,
     load_video_pipeline,
-    seeded,
 )
 from stats import adjusted, averaged, clusters, criterion, gain_columns, gain_of, holm, paired_test, ratio
+from untrained import seeded
 
 # ---------------------------------------------------------------- measures of what comes next
 

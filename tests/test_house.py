@@ -19,7 +19,7 @@ from common import HERE
 STAGES = ["data", "extract", "probe", "align", "adapt", "predict", "video", "verify", "explain", "track"]
 STAGES += ["tune", "operations", "gate", "report"]
 MODULES = ["common", "stats", "metrics", "models", "families", "training", "synthetic", "conversations"]
-MODULES += ["media", "claims", "cogvlm2", "streaming", "features", "cost", "check"]
+MODULES += ["media", "claims", "cogvlm2", "streaming", "features", "cost", "check", "untrained"]
 ENVIRONMENT = os.environ | {"PYTHONPATH": "", "HF_HUB_OFFLINE": "1"}
 README = (HERE / "README.md").read_text()
 

@@ -250,7 +250,11 @@ def test_weights_read_one_by_one_trained_and_untrained_are_those_of_the_whole_mo
         found, expected = ({**m.state_dict(), **dict(m.named_buffers())} for m in (model, whole))
         assert set(found) == set(expected)
         assert all(torch.equal(found[name], x) for name, x in expected.items())
-    assert max(whole.parameters(), key=torch.numel).std() == pytest.approx(0.02, rel=0.05)
+    build, *_ = models.OWN_LAYOUT.get(entry["type"], models.native_layout)(entry, torch.float32)
+    library, untrained = dict(build().named_parameters()), dict(whole.named_parameters())
+    for name, x in library.items():  # as the library draws it
+        if x.numel() >= 1000 and "decoder" not in name:  # no point lies that deep
+            assert untrained[name].std() == pytest.approx(x.std().item(), rel=0.15, abs=1e-3), name
     assert all(torch.equal(buffers[1][name], x) for name, x in buffers[0].items())
 
 
@@ -348,7 +352,7 @@ def test_autoencoders_are_in_fp32_and_untrained_by_seed_and_take_as_many_clips_a
         models.load_video_vae(find_model("tiny-vae"), "cpu", torch.bfloat16, seed)[0] for seed in (1, 1, 2)
     ]
     kernel, *others = (vae.state_dict()["encoder.conv_in.conv.weight"] for vae in vaes)
-    assert kernel.std() == pytest.approx(0.02, rel=0.05) and kernel.dtype == torch.float32
+    assert 0.01 < kernel.std() < 0.03 and kernel.dtype == torch.float32
     assert [torch.equal(kernel, x) for x in others] == [True, False]
     assert [models.clips_at_once(pixels) for pixels in (1000, 10**6, 10**10)] == [7812, 7, 1]
 
