@@ -904,9 +904,9 @@ def main(argv=None):
     chosen = choose_layers(rows, of_layers, best, split)
     needed = [p for p in layers if p in chosen.values()]
     if args.choose:
-        result = {"stage": "align", "layers": chosen, "points": needed}
-        save_yaml(out, result | {"points": ",".join(needed)})
-        print("points", ",".join(needed))
+        result = {"stage": "align", "points": ",".join(needed), "layers": chosen}
+        save_yaml(out, result)
+        print_summary(result)
         return result
 
     random = measure_untrained(args, needed, read_random, keep, y, items, split, gridless)

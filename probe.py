@@ -1214,9 +1214,9 @@ def main(argv=None):
     else:
         fail(f"{index['data_path']} has neither boxes nor directions; probe.py needs one of them")
     if args.choose:
-        result = {"stage": "probe", "layers": found, "points": points_of(found, index["points"])}
-        save_yaml(out, result | {"points": ",".join(result["points"])})
-        print("points", ",".join(result["points"]))
+        result = {"stage": "probe", "points": ",".join(points_of(found, index["points"])), "layers": found}
+        save_yaml(out, result)
+        print_summary(result)
         return result
 
     criteria, layers, decoded, tables = found

@@ -206,7 +206,7 @@ def test_main_chooses_the_planted_layer_and_writes_what_it_prints(tmp_path, caps
         assert null["score"] < 0.35 and null["p_max"] > 0.05 and null["high"] < found[f"{m}_low"]
     assert found["chance_recall10"] == pytest.approx(10 / (found["criteria"]["cka"]["n"] - 1), rel=1e-5)
     choice = align.main([*planted_spaces(tmp_path), "--choose", str(tmp_path / "choice.yaml")])
-    assert common.load_yaml(tmp_path / "choice.yaml", "align") == choice and choice["points"] == ["rotated"]
+    assert common.load_yaml(tmp_path / "choice.yaml", "align") == choice and choice["points"] == "rotated"
     assert set(align.MEASURES) < set(choice["layers"]) and choice["layers"]["recommended"] == "rotated"
     assert "**rotated**" in study.read_text() and (tmp_path / "align.png").stat().st_size > 5000
 
@@ -257,8 +257,6 @@ def test_above_the_limits_some_items_are_permuted_and_a_seeded_part_is_compared(
     whole = align.main(args)
     with monkeypatch.context() as limited:
         limited.setattr(align, "EXACT", 25)
-        limited.setattr(align.pairs, "__defaults__", (align.K, 16))  # rows a block
-        limited.setattr(align.in_common, "__defaults__", (align.K, 16))
         some = align.main(args)
     assert some["permuted_items"] == 25 < whole["permuted_items"] == whole["criteria"]["cka"]["n"]
     for m in align.PAIRED:

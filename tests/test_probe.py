@@ -1,6 +1,5 @@
 """Probes on planted features whose content is known: null first."""
 
-import re
 import threading
 from argparse import Namespace
 from pathlib import Path
@@ -77,12 +76,10 @@ def run(folder, points, random=None, flags=(), **more):
 
 
 @pytest.mark.slow
-def test_noise_gains_nothing_the_oracle_beats_every_baseline_and_a_layer_needs_a_grid(
-    planted, capsys, refused
-):
+def test_noise_gains_nothing_the_oracle_beats_every_baseline_and_a_layer_has_a_grid(planted, capsys, refused):
     queries = ORACLE[:, :, :1]  # the answer, without a place
-    points = {"noise": noise(1), "oracle": torch.cat([ORACLE, CELLS], -1), "queries": queries}
-    points |= {"more": noise(7)}
+    oracle = torch.cat([ORACLE, CELLS], -1)
+    points = {"noise": noise(1), "oracle": oracle, "queries": queries, "more": noise(7)}
     random = {"noise": noise(2), "oracle": noise(3)}
     decoded = ("--oracle", plant_features(planted / "latents", IDS, {"latents": CELLS}, planted / "data"))
     found = run(planted, points, random, ("--points", "noise,queries"), gridless=("queries",))
@@ -91,13 +88,12 @@ def test_noise_gains_nothing_the_oracle_beats_every_baseline_and_a_layer_needs_a
     assert list(found["layers"]) == ["noise"] and found["leak"] is None
     assert "no token grid): queries" in capsys.readouterr().out
     choice = run(planted, points, flags=("--choose", str(planted / "choice.yaml")), gridless=("queries",))
-    assert load_yaml(planted / "choice.yaml", "probe") == choice and len(choice["points"]) == 2
-    random = {p: noise(3) for p in choice["points"]}
-    found = run(planted, points, random, decoded, gridless=("queries",))
+    chosen = choice["points"].split(",")
+    assert load_yaml(planted / "choice.yaml", "probe") == choice and len(chosen) == 2
+    found = run(planted, points, dict.fromkeys(chosen, noise(3)), decoded, gridless=("queries",))
     assert {found[f"{name}_layer"] for name in choice["layers"] if name in found} == {"oracle"}
-    assert [p for p, row in found["layers"].items() if "bbox_iou_random" in row] == choice["points"]
-    random.pop("oracle")
-    refused(lambda: run(planted, points, random, gridless=("queries",)), "random", "'oracle'")
+    assert [p for p, row in found["layers"].items() if "bbox_iou_random" in row] == chosen
+    refused(lambda: run(planted, points, {"noise": noise(3)}, gridless=("queries",)), "random", "'oracle'")
     for name, least in (("bbox_iou", 0.75), ("spatial_iou", 0.75), ("map50", 0.4)):
         c = found["criteria"][name]
         assert c["layer"] == "oracle" and c["score"] > least and c["gain_low"] > 0, (name, c)
@@ -113,30 +109,23 @@ def test_noise_gains_nothing_the_oracle_beats_every_baseline_and_a_layer_needs_a
     assert load_yaml(planted / "probe.yaml", "probe")["bbox_iou"] == pytest.approx(iou, abs=1e-5)
 
 
-def anonymous():
-    """Bytes of this process without the pages of mapped files, which the kernel drops when it needs them."""
-    return 1024 * int(re.search(r"RssAnon:\s*(\d+)", Path("/proc/self/status").read_text())[1])
-
-
 @pytest.mark.slow
 def test_a_layer_of_1_gb_is_read_in_600_mb_of_memory(planted):
-    large = torch.randn(N, 1, 16, 16, 256, generator=generator()).half().repeat(1, 1, 6, 6, 1)
-    features = plant_features(planted / "features", IDS, {"large": large}, planted / "data")
-    target = plant_features(planted / "target", IDS, {"latents": ORACLE}, planted / "data")
-    del large
-    for main, more in ((align.main, ("--target", target)), (probe.main, ())):
-        used, done = [anonymous()], threading.Event()
+    large, used, done = torch.randn(N, 1, 16, 16, 256, generator=generator()).half(), [], threading.Event()
+    points, data = {"large": large.repeat(1, 1, 6, 6, 1)}, planted / "data"
+    features = ["--features", plant_features(planted / "features", IDS, points, data)]
+    target = ["--target", plant_features(planted / "target", IDS, {"latents": ORACLE}, data)]
+    del points
 
-        def watch(used=used, done=done):
-            while not done.wait(0.005):
-                used.append(anonymous())
+    def sample():  # kB, without pages of mapped files: the kernel drops them when it needs memory
+        while not done.wait(0.005):
+            used.append(int(Path("/proc/self/status").read_text().split("RssAnon:")[1].split()[0]))
 
-        watcher = threading.Thread(target=watch)
-        watcher.start()
-        main(["--features", features, *more])
-        done.set()
-        watcher.join()
-        assert max(used) - used[0] < 600e6, main
+    threading.Thread(target=sample, daemon=True).start()
+    align.main(features + target)
+    probe.main(features)
+    done.set()
+    assert max(used) - used[0] < 600e3
 
 
 def test_strata_are_cut_at_terciles_of_the_training_items_and_need_five_test_items():
