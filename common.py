@@ -56,17 +56,23 @@ def check_choice(name, table, what):
     fail(f"unknown {what} {name!r}.{hint} Known: {', '.join(table)}.")
 
 
-def run(main):
-    """Run a script's main; an interruption or exhausted memory ends with one sentence."""
-    try:
-        main()
-    except KeyboardInterrupt:
-        print("interrupted; the same command continues where it stopped", file=sys.stderr)
-        raise SystemExit(130) from None
-    except torch.OutOfMemoryError as e:
-        fail(f"out of GPU memory ({str(e).split('. ')[0]}); give a smaller --batch or --size, or --stream")
-    except MemoryError:
-        fail("out of memory; give a smaller --batch or fewer items, or close other programs")
+def end_in_words(kind, error, traceback):
+    """The sys.excepthook of the scripts: an interruption or exhausted memory costs one sentence."""
+    if issubclass(kind, KeyboardInterrupt):
+        code, sentence = 130, "interrupted; the same command continues where it stopped"
+    elif issubclass(kind, torch.OutOfMemoryError):
+        reason = str(error).partition(". ")[0]
+        code, sentence = (
+            2,
+            f"error: out of GPU memory ({reason}); give a smaller --batch or --size, or --stream",
+        )
+    elif issubclass(kind, MemoryError):
+        code, sentence = 2, "error: out of memory; give fewer items or a smaller --batch"
+    else:
+        sys.__excepthook__(kind, error, traceback)
+        return
+    print(sentence, file=sys.stderr, flush=True)
+    os._exit(code)
 
 
 def check_writable(path):
@@ -94,6 +100,7 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
 def parser(doc):
     """An argparse parser with the script's docstring as description, and --seed."""
+    sys.excepthook = end_in_words
     p = argparse.ArgumentParser(description=doc, formatter_class=HelpFormatter)
     p.add_argument("--seed", type=int, default=0, help="seed of all random numbers")
     return p
@@ -101,6 +108,7 @@ def parser(doc):
 
 def subcommands(doc, jobs):
     """(parser, {job: parser}) of a script with several jobs {name: one line}; `args.mode` is the job."""
+    sys.excepthook = end_in_words
     p = argparse.ArgumentParser(description=doc, formatter_class=HelpFormatter)
     title = "jobs (JOB --help lists the flags of one)"
     choice = p.add_subparsers(dest="mode", required=True, metavar="JOB", title=title)

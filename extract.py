@@ -53,7 +53,6 @@ from common import (
     memory_size,
     parser,
     print_summary,
-    run,
     run_info,
     same_items,
     save_pt,
@@ -582,4 +581,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    run(main)
+    main()

@@ -398,15 +398,10 @@ def curve_chart(probe, key, threshold):
                 lw=2,
                 label="95% interval, chosen layer",
             )
-        if all(layers[p].get(f"{name}_random") is not None for p in shown):
-            axis.plot(
-                at,
-                [layers[p][f"{name}_random"] for p in shown],
-                "s--",
-                ms=4,
-                color=OKABE_ITO[1],
-                label="untrained network",
-            )
+        chosen = [k for k, p in enumerate(shown) if layers[p].get(f"{name}_random") is not None]
+        if chosen:
+            values = [layers[shown[k]][f"{name}_random"] for k in chosen]
+            axis.plot(chosen, values, "s", ms=5, color=OKABE_ITO[1], label="untrained, at chosen layers")
         for n, (baseline, value) in enumerate(
             sorted(best["baselines"].items(), key=lambda item: item[0] != best["baseline_name"])
         ):

@@ -221,3 +221,27 @@ def test_every_result_names_its_versions_its_script_and_the_gpu(monkeypatch, tmp
     assert (run["versions"]["cuda"], run["versions"]["driver"]) == ("13.2", "580.65.06")
     assert run["arguments"] == {"seed": 3, "lr": 0.1} and run["seed"] == 3 and run["seconds"] > 1e9
     assert len(run["script_sha256"]) == 16 and 0.01 < run["peak_memory_gb"] < 1000
+
+
+def test_interruptions_and_exhausted_memory_end_in_one_sentence(monkeypatch, capsys):
+    codes = []
+    monkeypatch.setattr(common.os, "_exit", codes.append)
+    for error in (KeyboardInterrupt(), torch.OutOfMemoryError("CUDA out of memory. Tried"), MemoryError()):
+        common.end_in_words(type(error), error, None)
+    said = capsys.readouterr().err.splitlines()
+    assert codes == [130, 2, 2] and len(said) == 3 and "--batch" in said[1] and "CUDA" in said[1]
+
+
+def test_a_driver_that_torch_cannot_use_is_refused_unless_the_gpu_is_hidden(tmp_path, monkeypatch, refused):
+    def init():
+        raise RuntimeError("The NVIDIA driver on your system is too old (found version 12000).")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "init", init)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    (tmp_path / "version").write_text("NVRM version: 525.1")
+    monkeypatch.setattr(common, "DRIVER", str(tmp_path / "version"))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert common.choose_device()[0].type == "cpu"
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    refused(common.choose_device, "too old", "CUDA_VISIBLE_DEVICES=")
