@@ -1,4 +1,4 @@
-"""Stage 3. How similar are a model's layers and a video decoder's latents, or the layers of two models?
+"""How similar are a model's layers and a video decoder's latents, or the layers of two models?
 
     python align.py --features results/tiny/shapes/features --target results/tiny-vae/shapes/features
     python align.py --target results/tiny-dinov2/shapes/features --out results/tiny/shapes/align-dinov2.yaml

@@ -1,9 +1,9 @@
-"""Stage 0. Turn any source into one contract on disk: data/<name>/.
+"""Turn any source into one contract on disk: data/<name>/.
 
     python data.py shapes                                      500 images of coloured shapes, 224 px
     python data.py moving                                      200 clips of 17 frames, 64 px: which way does it move?
     python data.py moving --freeze first --clips data/moving   the same clips, each repeating its first (or middle) frame
-    python data.py moving --wait 47                            the same, with 47 still frames before and after the motion
+    python data.py moving --wait 47                            the same, with 47 still frames shared out before and after the motion
     python data.py moving --frames 24 --out data/future        eight past frames and sixteen to predict
     python data.py cut --clips data/future --frames 8 --out data/future-past     frames 0 ... 7 of every clip
     python data.py trajectories                                2000 clips of 32 frames, 48 px: objects that stay, come, go and hide

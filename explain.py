@@ -1,4 +1,4 @@
-"""Stage 7. Are the model's answers true, and do they state what a probe decodes from its features?
+"""Are the model's answers true, and do they state what a probe decodes from its features?
 
     python explain.py ask --model tiny --data data/shapes --out results/tiny/shapes/answers.pt
     python explain.py ask --image a.jpg --question "What is in the picture?"              # your own image, or several together

@@ -1,4 +1,4 @@
-"""Stage 1. Features of a frozen network for each image or clip, layer by layer.
+"""Features of a frozen network for each image or clip, layer by layer.
 
     python extract.py --model tiny --data data/shapes --out results/tiny/shapes/features
     python extract.py --model tiny --data data/shapes --out results/tiny/shapes/features-random --random-init

@@ -1,4 +1,4 @@
-"""Stage 5. Does anything predict better than copying the last frame, in latent space?
+"""Does anything predict better than copying the last frame, in latent space?
 
     python predict.py --data data/future --features results/tiny/future-past/features --last results/tiny/future-last/features \\
         --random results/tiny/future-past/features-random --out results/tiny/future/predict-latents.yaml

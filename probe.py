@@ -1,4 +1,4 @@
-"""Stage 2. Which information about space and motion can a simple decoder read from each layer?
+"""Which information about space and motion can a simple decoder read from each layer?
 
     python probe.py --features results/tiny/shapes/features --random results/tiny/shapes/features-random
     python probe.py --features results/tiny/moving/features --frozen results/tiny/moving-middle/features

@@ -407,7 +407,7 @@ def add_training_flags(p, defaults, losses=()):
     for name, kind, words in (
         ("seeds", int, "number of trainings each"),
         ("warm", int, "first epochs, with the squared error of latents (prompt: of embeddings) as loss"),
-        ("epochs", int, "most epochs after these; the best on val is used"),
+        ("epochs", int, "most epochs after those of --warm; the best on val is used"),
         ("patience", int, "epochs without improvement on val before training stops"),
         ("batch", int, "batch size of all ranks together"),
         ("lr", float, "peak learning rate of AdamW (one cycle)"),

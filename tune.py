@@ -8,8 +8,8 @@
 `train` reads items with `turns` (data.py sets, shapes, ...; operations.py read). Each is encoded as at inference, by the model's processor
 and chat template. Only the tokens of answers and the ends of their turns carry loss; logits are computed for these alone. The turns of a
 `chat` are one example, any others one each. Boxes in the text ({"bbox_2d": [x1, y1, x2, y2]}, pixels of the original) are rescaled to the
-family's units. Writes <out>/adapter/ (peft's format, and a MODEL like any other) or, with --merge, --method full or --vision full,
-<out>/model/; and <out>/tune.yaml: `exact`, the share of test answers that greedy decoding reproduces token by token, and `answer_loss`,
+family's units. Writes <out>/adapter/ (peft's format, and a MODEL like any other), with --merge <out>/model/ too, with --method full or
+--vision full <out>/model/ alone; and <out>/tune.yaml: `exact`, the share of test answers that greedy decoding reproduces token by token, and `answer_loss`,
 after and before training; `forgetting`, the loss of `exact` on --keep. A training that does not fit in memory does not start.
 
 `words`: a frozen language model learns to answer (`turns` of data.py trajectories) from a video model's embedding of the object in

@@ -1,10 +1,10 @@
-"""Stage 6. Was a prediction right, and which verifier can tell? Tested on planted right and wrong predictions.
+"""Was a prediction right, and which verifier can tell? Tested on planted right and wrong predictions.
 
     python verify.py plant --data data/future --vae tiny-vae --past 8 --generated results/tiny/future/generated --out results/tiny/future/planted
     python verify.py score --rollouts results/tiny/future/planted --latents results/tiny/future/planted-features/tiny --out results/tiny/future/verify.yaml
 
 `plant` writes predictions of known correctness as a data folder, for extract.py and explain.py: of every val and test clip the real
-outcome, right and wrong versions (PLANTED) and, with --generated, the clips of a video model. Each starts with the last past frame.
+outcome, right (pasted, blurred, late, ...) and wrong versions (see PLANTED) and, with --generated, the clips of a video model. Each starts with the last past frame.
 
 `score` measures how well verifiers separate right from wrong predictions. A verifier reads the prediction and the outcome as pixels, as
 latents (--latents) or as answers of a model (--words). verify.yaml holds the AUROC of each on test, with intervals over sources, by kind

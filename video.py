@@ -20,8 +20,8 @@ in random order (shuffled, vae_shuffled). Measures:
     warp_error             mean absolute difference of a frame and its successor warped back along optical flow (Lai et al. 2018)
     direction_accuracy     share of clips in which the object, followed by its colour, moves in the true direction
 
-`continue` predicts the last --horizon of the middle --past + --horizon frames, by --continuations: past (the last frames), past+text,
-first (the last frame), first+text, text. Baselines: copy, flow, mean and nearest; upper bound: vae. Measures: l1, moving_l1 and still_l1
+`continue` predicts the last --horizon of the middle --past + --horizon frames, by --continuations: past (all past frames), past+text,
+first (the last past frame), first+text, text. Baselines: copy, flow, mean and nearest; upper bound: vae. Measures: l1, moving_l1 and still_l1
 by horizon, with paired gains over copy and flow, those above, jump, best_shift, static. `futures` generates --candidates for every
 clip's first window and selects one without the outcome: by agreement, continuity, flow, consistency, cycle, or the mean of these ranks.
 Each writes video-<job>.yaml, .png, .pt, and video-<job>-parts/ (cached clips: a second run generates only what is missing). coherence

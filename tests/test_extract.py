@@ -1,4 +1,4 @@
-"""Stage 1 writes the features of the right items, survives a kill, and streams layers to the same bytes."""
+"""extract.py writes the features of the right items, survives a kill, and streams layers to the same bytes."""
 
 import gc
 import os
