@@ -5,14 +5,14 @@
     python adapt.py scaling --features ... --latents ... --align ...         # is an adapter of 10M parameters as good as one of 100M?
     python adapt.py ablation --features ... --at results/tiny/shapes@64/features ...   # which adapter, layer, size; how many items?
     python adapt.py hybrid --features ... --spatial results/tiny-dinov2/shapes/features ...   # does the model add to a spatial encoder?
-    python adapt.py prompt --features results/tiny/moving/features --video tiny-ltx    # prompts for video.py coherence
+    python adapt.py prompt --features results/tiny/moving/features --video tiny-ltx  # for video.py coherence
     python adapt.py apply --adapter results/tiny/moving/adapter-prompt.pt --features results/tiny/other/features
     torchrun --nproc-per-node=8 adapt.py scaling ...                         # the same global batch, shared out
 
 Reads features and latents of the same images (extract.py) and the recommended layer (align.yaml, or --point). Trains adapters on the
 train split, for several seeds, and keeps the epoch with the lowest val loss. Decodes the test images with the frozen VAE. Writes
-adapt-<job>.yaml, .pt (images of eight test items), .png, and adapter-<job>.pt (latents: adapter.pt and .yaml; weights of the first seed,
-which load_adapter and --init read). A run that was killed continues where it stopped. Scores of the decoded test images:
+adapt-<job>.yaml, .pt (images of eight test items), .png, adapter-<job>.pt (latents: adapter.pt; --init reads it).
+A killed run continues where it stopped. Scores of the decoded test images:
 
     lpips, ssim, edge_f1    against the original at the decoder's resolution
     recon_spatial_iou       foreground IoU of a linear map on the frozen evaluator's tokens, fitted on the originals

@@ -1,4 +1,4 @@
-"""extract.py writes the features of the right items, survives a kill, and streams layers to the same bytes."""
+"""Features of the right items, a kill survived, layers streamed to the same bytes, what fits in memory."""
 
 import gc
 import os
