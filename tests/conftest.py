@@ -264,21 +264,19 @@ def small_siglip(write_checkpoint):
 
 
 def owl(kind):
-    """(model class, config, processor) of OWL-ViT or OWLv2 with heads, fixed at 48 px, patch 8, CLS first."""
-    text = SIDE | {"vocab_size": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-    config = getattr(t, f"{kind}Config")(vision_config=VIT, text_config=text, projection_dim=32)
-    images = getattr(t, f"{kind}ImageProcessor")(size=SQUARE)
-    return getattr(t, f"{kind}ForObjectDetection"), config, images
+    """The fixture of OWL-ViT or OWLv2 with heads, fixed at 48 px, patch 8, CLS first."""
+
+    @pytest.fixture(scope="session")
+    def folder(write_checkpoint):
+        text = SIDE | {"vocab_size": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+        config = getattr(t, f"{kind}Config")(vision_config=VIT, text_config=text, projection_dim=32)
+        images = getattr(t, f"{kind}ImageProcessor")(size=SQUARE)
+        return write_checkpoint(kind, getattr(t, f"{kind}ForObjectDetection"), config, images)
+
+    return folder
 
 
-@pytest.fixture(scope="session")
-def small_owlvit(write_checkpoint):
-    return write_checkpoint("small-owlvit", *owl("OwlViT"))
-
-
-@pytest.fixture(scope="session")
-def small_owlv2(write_checkpoint):
-    return write_checkpoint("small-owlv2", *owl("Owlv2"))
+small_owlvit, small_owlv2 = owl("OwlViT"), owl("Owlv2")
 
 
 @pytest.fixture(scope="session")
@@ -341,15 +339,25 @@ def moving_folder(tmp_path_factory):
 
 
 @pytest.fixture
-def refused(capsys):
+def printed(capsys):
+    """call(f): what f, which must end with exit code 2, prints to stderr."""
+
+    def check(call):
+        capsys.readouterr()
+        with pytest.raises(SystemExit, match="^2$"):
+            call()
+        return capsys.readouterr().err
+
+    return check
+
+
+@pytest.fixture
+def refused(printed):
     """Check that a call ends with exit code 2 and one sentence on stderr that holds every given word."""
 
     def check(call, *words):
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            call()
-        err = capsys.readouterr().err
-        assert stop.value.code == 2 and err.count("error: ") == 1 and "Traceback" not in err, err
+        err = printed(call)
+        assert err.count("error: ") == 1 and "Traceback" not in err, err
         sentence = err.split("error: ")[1].strip()
         assert len(sentence.splitlines()) == 1, sentence
         for word in words:

@@ -13,9 +13,14 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from common import FEATURES, POOLED, RESULT, plain, save_pt, save_yaml, write_items
 from gate import GATE1, GATE2
 
+OPERATORS = {"==": operator.eq, "<": operator.lt, ">": operator.gt, "<=": operator.le, ">=": operator.ge}
 # the visibility of an object of a trajectory, in the clip played backwards
 BACKWARDS = {"stays": "stays", "passes": "passes"}
 BACKWARDS |= {"enters": "leaves", "leaves": "enters", "appears": "vanishes", "vanishes": "appears"}
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
 
 
 def plant_features(folder, ids, points, data_path, gridless=(), **more):
@@ -48,7 +53,7 @@ def write_squares(folder, boxes, side):
 
 def planted_boxes(folder, n=40, seed=0):
     """Arguments of probe.py for n images of one box: a point of the features holds the box, one noise."""
-    folder, g = Path(folder), torch.Generator().manual_seed(seed)
+    folder, g = Path(folder), generator(seed)
     corner = torch.rand(n, 2, generator=g) * 20
     boxes = torch.cat([corner, corner + 6 + torch.rand(n, 2, generator=g) * 6], 1).round()
     ids, _ = write_squares(folder, boxes, 32)
@@ -59,7 +64,7 @@ def planted_boxes(folder, n=40, seed=0):
 
 def planted_spaces(folder, n=60, seed=0):
     """Arguments of align.py: one layer holds the other's latents, rotated, plus noise; one nothing."""
-    folder, g, ids = Path(folder), torch.Generator().manual_seed(seed), [f"item-{i}" for i in range(n)]
+    folder, g, ids = Path(folder), generator(seed), [f"item-{i}" for i in range(n)]
     item = {"width": 8, "height": 8, "frames": torch.zeros(1, 8, 8, 3, dtype=torch.uint8)}
     items = [{"id": i, "source": i} | item for i in ids]
     write_items(folder / "data", items, {"data": "synthetic", "name": "planted"})
@@ -227,9 +232,6 @@ def changed(arguments, job=None, **new):
     flags = dict(zip(pairs[::2], pairs[1::2], strict=True))
     flags |= {f"--{k.replace('_', '-')}": v for k, v in new.items()}
     return [*([job] if job else first), *(str(x) for k, v in flags.items() if v is not None for x in (k, v))]
-
-
-OPERATORS = {"==": operator.eq, "<": operator.lt, ">": operator.gt, "<=": operator.le, ">=": operator.ge}
 
 
 def holds(result, facts):

@@ -20,6 +20,12 @@ from media import frames_of
 
 ASK, PATH = "Describe the picture.", "images/1.jpg"
 CAPTIONS = ["a red cat", "two dogs, one black", 'a "quoted" bird', "naïve café", "a horse", "an empty field"]
+FLAGS = {"flip": ["--flip"], "crop": ["--crop", "0.4"], "jitter": ["--jitter"]}
+FLAGS["all"] = [flag for flags in FLAGS.values() for flag in flags]
+# neither mirrored nor cropped (also boxes in an unknown form), only mirrored, and both
+SIDES = ["to the LEFT", "right-hand side", "turns clockwise", "[0.1, 0.2, 0.5, 0.9]", "{'bbox_2d': [1, 2]}"]
+SIDES.append("<|box_start|>(221,423),(569,886)<|box_end|>")
+PLACE, FREE = ["at the top"], ["it is bright", "upright", "two [sic], 1, 2"]
 
 
 def jpeg(k, size=(40, 30)):
@@ -32,9 +38,7 @@ def talk(*turns, image=PATH, **fields):
     """An entry of LLaVA; turns are by the human and the model alternately, or "role: text"."""
     spoken = []
     for k, turn in enumerate(turns):
-        role, text = re.fullmatch(
-            "(?:(system|human|user|gpt|assistant|narrator): )?(.*)", turn, re.S
-        ).groups()
+        role, text = re.fullmatch(r"(?:(\w+): )?(.*)", turn, re.S).groups()
         spoken.append({"from": role or ("human", "gpt")[k % 2], "value": text})
     return {"image": image, "conversations": spoken} | fields
 
@@ -61,7 +65,7 @@ def put(path, files):
             for name, x in found.items():
                 file.writestr(name, x, zipfile.ZIP_DEFLATED)
     elif ".tar" in path.suffixes:
-        with tarfile.open(path, {".tar": "w", ".gz": "w:gz", ".xz": "w:xz"}[path.suffix]) as file:
+        with tarfile.open(path, "w:gz" if path.suffix == ".gz" else "w") as file:
             for name, x in found.items():
                 member = tarfile.TarInfo(name) if isinstance(name, str) else name
                 member.size = len(x)
@@ -76,11 +80,6 @@ def put(path, files):
 IMAGES = {f"images/{k}.jpg": jpeg(k) for k in range(6)}
 
 
-def entries_in(folder, entries):
-    """JSON lines of these entries beside six images."""
-    return put(folder, IMAGES | {"set.jsonl": entries}) / "set.jsonl"
-
-
 def run(root, out=None, *flags, **more):
     """data.py sets with these arguments; without `out` it only checks."""
     given = [x for k, v in more.items() for x in (f"--{k.replace('_', '-')}", v)]
@@ -90,20 +89,17 @@ def run(root, out=None, *flags, **more):
 
 def build(tmp_path, entries, *flags, **more):
     """The items of JSON lines of these entries, and the index."""
-    index = run(entries_in(tmp_path / "in", entries), tmp_path / "out", *flags, **more)
+    index = run(put(tmp_path / "in", IMAGES | {"set.jsonl": entries}), tmp_path / "out", *flags, **more)
     return load_items(tmp_path / "out")[0], index
 
 
 @pytest.fixture
-def problems(capsys):
+def problems(printed):
     """The lines that `run`, which must exit with code 2, prints to stderr."""
 
     def check(*args, **more):
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            run(*args, **more)
-        assert stop.value.code == 2
-        return [x for x in capsys.readouterr().err.split("\n") if x and not re.search("it(em)?/s", x)]
+        err = printed(lambda: run(*args, **more))
+        return [x for x in err.split("\n") if x and not re.search("it(em)?/s", x)]
 
     return check
 
@@ -141,7 +137,6 @@ def test_every_format_gives_the_same_items_from_a_file_a_folder_and_an_archive(t
     assert [bytes(i["encoded"].numpy()) for i in items] == list(IMAGES.values())
     assert {(i["width"], i["height"]) for i in items} == {(40, 30)} and len({i["id"] for i in items}) == 6
     assert all(("text" in i) == (name[0] in "ciw") and "chat" not in i for i in items)
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["00000.pt", "ids.jsonl", "index.yaml"]
 
 
 TEXT, AB, TWO = {"type": "text", "text": "A?"}, [["A?", "b"]], ["images/0.jpg", PATH]
@@ -242,16 +237,12 @@ def test_near_duplicates_are_those_that_comparing_every_pair_finds():
     expected = {frozenset((a[2], b[2])) for a, b in pairs if (a[0] ^ b[0]).bit_count() <= 7}
     found = {frozenset((a[1], b[1])) for a, b in conversations.near_duplicates(hashes)}
     assert found == expected >= {frozenset((f"{k}-0", f"{k}-2")) for k in range(120)}
-    image, *others = (Image.open(io.BytesIO(jpeg(k, (240, 180)))) for k in range(12))
-    h, *rest = (conversations.difference_hash(x) for x in (image, *others))
-    for changed in (image.resize((120, 90)), image.point(lambda v: v * 0.8)):
-        assert (conversations.difference_hash(changed) ^ h).bit_count() <= 7
-    assert all((x ^ h).bit_count() > 7 for x in rest)
 
 
 def test_every_one_of_several_images_is_compared_with_those_of_other_splits(tmp_path, problems):
     folder, entries = put(tmp_path / "in", {f"images/{k}.jpg": jpeg(k, (240, 180)) for k in range(8)}), []
-    Image.open(folder / "images/2.jpg").resize((120, 90)).save(folder / "images/9.jpg")
+    darker = Image.open(folder / "images/2.jpg").point(lambda v: v * 0.8)
+    darker.resize((120, 90)).save(folder / "images/9.jpg")
     for a, b, part in ((0, 1, "train"), (2, 3, "train"), (4, 5, "test"), (9, 6, "test"), (7, 1, "test")):
         paths = [f"images/{a}.jpg", f"images/{b}.jpg"]
         entries.append(talk("<image><image>\nSame?", f"{a} {b}", image=paths, id=f"{a}{b}", split=part))
@@ -328,7 +319,6 @@ HOSTILE = [  # the archive, name, header and content of its last member, and wor
     ("a.tar.gz", PATH, {"type": tarfile.XHDTYPE}, bytes(2**24), "a header of 16,777,216 bytes"),
     ("a.tar", PATH, {"pax_headers": {"path": EVIL}}, b"", "leads out of the archive"),
     ("cut.tar.gz", PATH, {}, NOISE, "cannot be read as an archive"),
-    ("a.zip", EVIL, {}, b"", "leads out"),
     ("a.zip", "C:\\evil.jpg", {}, b"", "has an absolute path"),
     ("a.zip", PATH, {"external_attr": 0o120777 << 16}, b"/etc/passwd", "is a link, not a file"),
     ("a.zip", PATH, {}, bytes(10**7), "expands beyond --max-bytes 1000000"),
@@ -364,10 +354,6 @@ def where_red(item):
     return [x.min(), y.min(), x.max() + 1, y.max() + 1]
 
 
-FLAGS = {"flip": ["--flip"], "crop": ["--crop", "0.4"], "jitter": ["--jitter"]}
-FLAGS["all"] = [flag for flags in FLAGS.values() for flag in flags]
-
-
 @pytest.mark.parametrize("name", FLAGS)
 def test_boxes_in_answers_and_in_tables_move_with_the_image(tmp_path, name):
     rng, folder, entries = np.random.default_rng(0), tmp_path / "in", []
@@ -389,7 +375,6 @@ def test_boxes_in_answers_and_in_tables_move_with_the_image(tmp_path, name):
         assert where_red(item) == new and found["label"] == "red" and frames_of(item).shape[1:3] == size
         assert point["point_2d"] == [new[2] if "flip" in index else new[0], new[1]]
         assert before["source"] == item["source"] and split_of(item["source"]) == "train"
-        assert name != "flip" or torch.equal(frames_of(item).flip(2), frames_of(before))
         assert name != "crop" or (item["width"] >= 0.4 * 64 and item["height"] >= 0.4 * 48)
         assert name != "jitter" or not torch.equal(frames_of(item), frames_of(before))
         moved += new != old
@@ -400,12 +385,6 @@ def test_boxes_in_answers_and_in_tables_move_with_the_image(tmp_path, name):
     assert all(where_red(i) == i["boxes"][0].tolist() for i in items)
 
 
-# neither mirrored nor cropped (also boxes in an unknown form), only mirrored, and both
-SIDES = ["to the LEFT", "right-hand side", "turns clockwise", "[0.1, 0.2, 0.5, 0.9]", "{'bbox_2d': [1, 2]}"]
-SIDES.append("<|box_start|>(221,423),(569,886)<|box_end|>")
-PLACE, FREE = ["at the top"], ["it is bright", "upright", "two [sic], 1, 2"]
-
-
 def test_what_says_left_or_right_is_not_mirrored_and_what_says_a_place_is_not_cropped(tmp_path):
     ask = 'Where? Say {"bbox_2d": [x1, y1, x2, y2]}.'
     entries = [talk(f"<image>\n{ask}", x, id=x, split="train") for x in SIDES + PLACE + FREE]
@@ -414,15 +393,10 @@ def test_what_says_left_or_right_is_not_mirrored_and_what_says_a_place_is_not_cr
         assert [i["turns"] for i in copies] == [[[ask, x]] for x in expected]
 
 
-def test_clips_and_several_images_are_mirrored_as_one(tmp_path):
-    paths, same = list(IMAGES), "<image><image>\nSame?"
-    entries = [talk("<video>\nHow?", "b", image=None, id="clip", split="train", video=paths[:4])]
-    entries.append(talk(same, "no", image=paths[4:], id="two", split="train"))
-    items = {i["id"]: i for i in build(tmp_path, entries, "--flip", frames=4, size=24)[0]}
-    assert set(items) == {"clip", "clip~", "two", "two~"}
-    assert torch.equal(items["clip~"]["frames"], items["clip"]["frames"].flip(2))
-    a, b = (frames_of(items[name], 30).float() for name in ("two", "two~"))
-    assert (a.flip(2) - b).abs().mean() < 4 < (a - b).abs().mean()
+def test_a_clip_is_mirrored_as_one(tmp_path):
+    entry = talk("<video>\nHow?", "b", image=None, split="train", video=list(IMAGES)[:4])
+    (item, copy), _ = build(tmp_path, [entry], "--flip", frames=4, size=24)
+    assert torch.equal(copy["frames"], item["frames"].flip(2)) and copy["turns"] == item["turns"]
 
 
 def test_a_box_belongs_to_the_image_of_its_question(tmp_path):

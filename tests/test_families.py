@@ -15,6 +15,15 @@ SIDES = {"small_vlm": 80, "small_qwen2vl": 64, "small_qwen3vl": 64, "small_cogvl
 SIDES |= {f"small_{name}": 64 for name in ("florence2", "grounding_dino", "dinov3")}
 SIDES |= {f"small_{name}": 48 for name in ("internvl", "kosmos2", "dino", "siglip", "owlvit", "owlv2")}
 SIDES |= {"small_vjepa2": 48, "llava": 48, "llava_next": 96, "llava_onevision": 96}
+# grid of the tokens, pixels of a token, and whether the tower's patches are half a token wide
+PLACES = {"small_vlm": (5, 16, True), "small_qwen2vl": (4, 16, True), "small_qwen3vl": (4, 16, True)}
+PLACES |= {"small_internvl": (3, 16, True), "small_cogvlm2": (2, 28, True), "small_vjepa2": (6, 8, False)}
+PLACES |= {"llava": (6, 8, False), "llava_next": (12, 8, False), "llava_onevision": (12, 8, False)}
+ROWS = {"small_vlm": 25, "small_qwen2vl": 16, "small_qwen3vl": 16, "small_internvl": 9, "llava": 36}
+ROWS |= {"llava_next": 36 + 12 * 13, "llava_onevision": 36 + 12 * 13}
+FIRST = {"small_dino": 1, "small_dinov3": 3, "small_owlvit": 1, "small_siglip": 0, "small_vjepa2": 0}
+TEMPORAL = ("small_vlm", "small_qwen2vl", "small_qwen3vl", "small_vjepa2", "small_vae", "noncausal_vae")
+LATE = {"small_vjepa2": {"vision.0", "vision.1", "vision.2"}, "noncausal_vae": {"latents", "latents-raw"}}
 
 
 def noise(n, size, frames=1, seed=0):
@@ -54,10 +63,6 @@ def same(found, expected):
     torch.testing.assert_close(x, expected.reshape(x.shape), atol=1e-5, rtol=1e-5)
 
 
-ROWS = {"small_vlm": 25, "small_qwen2vl": 16, "small_qwen3vl": 16, "small_internvl": 9, "llava": 36}
-ROWS |= {"llava_next": 36 + 12 * 13, "llava_onevision": 36 + 12 * 13}
-
-
 @pytest.mark.parametrize("which", ROWS)
 @torch.inference_mode()
 def test_merger_and_language_features_are_the_image_rows_without_a_mosaics_newlines(
@@ -80,9 +85,6 @@ def test_merger_and_language_features_are_the_image_rows_without_a_mosaics_newli
     assert at.sum(1).tolist() == [ROWS[which]] * 2
     for point, x in zip(("merger", "language.0", "language.1"), rows, strict=False):
         same(found[point], x)
-
-
-FIRST = {"small_dino": 1, "small_dinov3": 3, "small_owlvit": 1, "small_siglip": 0, "small_vjepa2": 0}
 
 
 @pytest.mark.parametrize("which", FIRST)
@@ -162,12 +164,6 @@ def check_geometry(found, grid, exact):
             assert (cells > 1e-6).sum(1).tolist() == [1] * grid**2, point
 
 
-# grid of the tokens, pixels of a token, and whether the tower's patches are half a token wide
-PLACES = {"small_vlm": (5, 16, True), "small_qwen2vl": (4, 16, True), "small_qwen3vl": (4, 16, True)}
-PLACES |= {"small_internvl": (3, 16, True), "small_cogvlm2": (2, 28, True), "small_vjepa2": (6, 8, False)}
-PLACES |= {"llava": (6, 8, False), "llava_next": (12, 8, False), "llava_onevision": (12, 8, False)}
-
-
 @pytest.mark.parametrize("which", PLACES)
 def test_every_point_sees_a_bright_token_and_a_bright_patch_where_it_is(request, which):
     grid, cell, merged = PLACES[which]
@@ -180,9 +176,6 @@ def test_every_point_sees_a_bright_token_and_a_bright_patch_where_it_is(request,
     if merged:
         found = features(loaded, bright_cells(2 * grid, cell // 2))[0]
         check_geometry({p: x for p, x in found.items() if x.shape[2] == 2 * grid}, 2 * grid, {"patch_embed"})
-
-
-TEMPORAL = ("small_vlm", "small_qwen2vl", "small_qwen3vl", "small_vjepa2", "small_vae", "noncausal_vae")
 
 
 @pytest.mark.parametrize("which", [which for which in SIDES if which not in TEMPORAL])
@@ -203,9 +196,6 @@ def noncausal_vae(small_vae, tmp_path_factory):
     config = AutoencoderKLLTXVideo.load_config(small_vae)
     AutoencoderKLLTXVideo.from_config(config, encoder_causal=False).save_pretrained(folder)
     return folder
-
-
-LATE = {"small_vjepa2": {"vision.0", "vision.1", "vision.2"}, "noncausal_vae": {"latents", "latents-raw"}}
 
 
 @pytest.mark.parametrize("which", TEMPORAL)

@@ -97,9 +97,6 @@ def test_the_points_and_parameters_of_the_full_size_model_are_the_stated_ones(na
         _, merge, width = entry["language"]
         assert str(width) in numbers
         assert not name.startswith("qwen") or multiple == merge * entry["vision"][1]
-        # tokens after Kosmos-2's tower have no grid
-        gridless = {p for p in points if type(merge) is tuple and p.startswith(("merger", "language."))}
-        assert families.without_grid(points) == gridless
 
 
 @pytest.mark.parametrize("name", models.MISNOMERS)
@@ -200,9 +197,7 @@ def test_a_model_is_loaded_on_its_device_and_refused_where_it_does_not_fit(small
     monkeypatch.setattr(transformers.AutoModel, "from_pretrained", noted)
     needed = sum(x.nbytes for x in models.load_encoder(entry)[0].parameters())
     models.load_encoder(entry, "meta")
-    refused(
-        lambda: models.load_encoder(entry, "cpu", torch.bfloat16), "memory is full; free some", "--stream"
-    )
+    refused(lambda: models.load_encoder(entry, "cpu", torch.bfloat16), "memory is full", "--stream")
     monkeypatch.setattr(models, "memory_left", lambda device, most: needed * 0.6)
     models.load_encoder(entry, "cpu", torch.float16)
     refused(lambda: models.load_encoder(entry), "needs 0.00 GB of weights", "of free cpu memory", "--stream")
@@ -346,11 +341,12 @@ def test_latents_are_normalised_and_decoded_back_and_stills_are_flattened_exactl
 
 
 def test_autoencoders_are_in_fp32_and_untrained_by_seed_and_take_as_many_clips_as_fit():
-    pipeline, _ = models.load_video_pipeline(find_model("tiny-ltx"), dtype=torch.bfloat16)
+    entry = find_model(MODELS["tiny-ltx"]["path"])
+    assert (entry["kind"], entry["size"], entry["clip"]) == ("video", 64, 64)
+    pipeline, _ = models.load_video_pipeline(entry, dtype=torch.bfloat16)
     assert pipeline.transformer.dtype == torch.bfloat16 and pipeline.vae.dtype == torch.float32
-    vaes = [
-        models.load_video_vae(find_model("tiny-vae"), "cpu", torch.bfloat16, seed)[0] for seed in (1, 1, 2)
-    ]
+    entry = find_model("tiny-vae")
+    vaes = [models.load_video_vae(entry, "cpu", torch.bfloat16, seed)[0] for seed in (1, 1, 2)]
     kernel, *others = (vae.state_dict()["encoder.conv_in.conv.weight"] for vae in vaes)
     assert 0.01 < kernel.std() < 0.03 and kernel.dtype == torch.float32
     assert [torch.equal(kernel, x) for x in others] == [True, False]
@@ -364,10 +360,8 @@ def test_decoding_is_greedy_whatever_a_checkpoint_suggests(small_vlm, tmp_path):
         model, processor = models.load_vlm(find_model(str(folder)))
         return models.greedy_tokens(model, models.put_to(model, processor, noise(2, 48), "Where is it?"), 6)
 
-    plain, other = (
-        answer(),
-        {"do_sample": True, "temperature": 9.0, "num_beams": 3, "no_repeat_ngram_size": 1},
-    )
+    plain = answer()
+    other = {"do_sample": True, "temperature": 9.0, "num_beams": 3, "no_repeat_ngram_size": 1}
     other |= {"repetition_penalty": 9.0, "suppress_tokens": plain[0].tolist(), "forced_bos_token_id": 7}
     other |= {"forced_eos_token_id": 7, "min_new_tokens": 20, "bad_words_ids": [[plain[0, 0].item()]]}
     (folder / "generation_config.json").write_text(json.dumps(other))

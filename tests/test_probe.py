@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import plant_features
+from helpers import generator, plant_features
 from torch.nn.functional import avg_pool2d, interpolate, one_hot
 
 import align
@@ -20,20 +20,13 @@ from metrics import MASK, box_iou, edges, mask_scores, match_edges, to_cells
 
 N = 120
 IDS = [f"item-{i:03d}" for i in range(N)]
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
+RAMP = torch.tensor([-1.0, 0.0, 1.0])[:, None]  # of a clip's three time steps
+DIRECTIONS = list(probe.DIRECTIONS)
 
 
 def parts_of(sources):
     parts = [split_of(s) for s in sources]
     return {p: torch.tensor([k for k, x in enumerate(parts) if x == p]) for p in ("train", "val", "test")}
-
-
-SPLIT = parts_of(IDS)
-TEST = SPLIT["test"]
-SOURCES = [IDS[i] for i in TEST]
 
 
 def boxes_of(seed=0, n=N):
@@ -42,6 +35,9 @@ def boxes_of(seed=0, n=N):
     return torch.cat([corner, corner + 6 + torch.rand(n, 2, generator=g) * 9], 1).round()
 
 
+SPLIT = parts_of(IDS)
+TEST = SPLIT["test"]
+SOURCES = [IDS[i] for i in TEST]
 BOXES = boxes_of() / 32
 CONSTANT = box_iou(BOXES[SPLIT["train"]].median(0).values, BOXES[TEST]).mean().item()
 
@@ -247,9 +243,6 @@ def test_principal_components_hold_what_a_ridge_reads_and_tokens_have_one_size()
     assert probe.token_components(x[:, :2, :3, :8], torch.arange(30))[1] == (2, 3)
 
 
-DIRECTIONS = list(probe.DIRECTIONS)
-
-
 @pytest.fixture
 def clips(tmp_path):
     """A folder with clips, also frozen ones, and the code [N, 8] of their directions."""
@@ -290,9 +283,6 @@ def test_direction_is_read_where_it_is_planted_and_frozen_features_are_joined_by
     refused(lambda: run(folder, {"late": late}, flags=("--frozen", itself)), "not frozen")
     late[3, 0, 1, 1] = float("nan")
     refused(lambda: run(folder, {"late": late}), "non-finite")
-
-
-RAMP = torch.tensor([-1.0, 0.0, 1.0])[:, None]  # of a clip's three time steps
 
 
 def scenes(n=400, seed=0):

@@ -53,8 +53,7 @@ def test_the_committed_models_are_far_above_their_baselines():
     for kind in ("persistence", "frames", "hidden", "uncovered", "count", "absent", "lacking"):
         assert found[f"words_{kind}"] > 0.9
     assert found["words_naming"] > found["words_naming_baseline"] + 0.3
-    sizes = {f: f.stat().st_size for f in CHECKPOINTS.rglob("*") if f.is_file()}
-    assert sum(sizes.values()) < 40e6 and not (CHECKPOINTS / "ltx" / "vae").exists()
+    assert sum(f.stat().st_size for f in CHECKPOINTS.rglob("*") if f.is_file()) < 40e6
 
 
 @pytest.mark.slow
@@ -130,7 +129,6 @@ def test_targets_are_flipped_with_their_images(kind, shapes_folder, moving_folde
         changed = [i | {"mask": m if moving else m[0]} for i, m in zip(items, x[..., 0], strict=True)]
         assert torch.equal(own, tiny.object_targets(changed, 4)[0])
         assert torch.equal(flipped[..., 0], targets[..., 0])
-        assert torch.equal(flipped == -100, targets == -100)
         for item, mask, row in zip(items, x[..., 0], flipped, strict=True):
             k = len(item["names"])  # the last object: in clips the one that moves
             ends = [(m == k).nonzero().float() for m in mask[[0, -1]]]
@@ -166,33 +164,22 @@ def test_every_example_of_words_follows_from_its_context():
         spans = [facts.get(k, "none").replace(", ", " and ") for k in ("frames", "hidden")]
         spans = [set() if s in ("none", "never") else set(claims.parse_frames(f"frames {s}")) for s in spans]
         likely, known = float(facts.get("persistence", 0)) >= 0.5, "persistence" in facts
-        expected = {"persistence": "persistent" if likely else "transient", "count": facts.get("count")}
-        expected["direction"] = facts.get("direction")
-        expected["backwards"] = synthetic.OPPOSITE.get(expected["direction"])
-        expected |= {"frames": spans[0], "hidden": spans[1] or "it is never hidden"}
-        expected |= {"uncovered": spans[0] | spans[1], "lacking": "the clip does not show that"}
-        if kind != "describe":
-            assert answer == expected[kind] or claims.parse_frames(answer) == expected[kind]
-        else:
+        if kind == "describe":
             words = "transient" in answer, "persistent" in answer, "hidden" in answer
             assert words == (known and not likely, known and likely, "hidden" in facts)
             assert answer.startswith(f"The {name} ")
+            continue
+        expected = facts | {"persistence": "persistent" if likely else "transient"}
+        expected["backwards"] = synthetic.OPPOSITE.get(facts.get("direction"))
+        expected |= {"frames": spans[0], "hidden": spans[1] or "it is never hidden"}
+        expected |= {"uncovered": spans[0] | spans[1], "lacking": "the clip does not show that"}
+        assert answer == expected[kind] or claims.parse_frames(answer) == expected[kind]
     assert kinds == {*tiny.KINDS, "absent", "elsewhere", "lacking"} - {"unknown"}
 
 
-@pytest.fixture
-def pipeline():
-    return models.load_video_pipeline(models.find_model("tiny-ltx"))[0]
-
-
-def test_the_pipeline_loads(pipeline):
-    entry = models.find_model(str(CHECKPOINTS / "ltx"))
-    assert (entry["kind"], entry["size"], entry["clip"]) == ("video", 64, 64)
-    assert all(p.isfinite().all() for p in pipeline.transformer.parameters())
-
-
 @pytest.mark.slow
-def test_the_committed_video_transformer_continues_fresh_clips(pipeline, tmp_path):
+def test_the_committed_video_transformer_continues_fresh_clips(tmp_path):
+    pipeline, _ = models.load_video_pipeline(models.find_model("tiny-ltx"))
     items, clips = drawn(tmp_path / "moving", "moving", 60, 64, 83)
     found = tiny.generated_clip_quality(pipeline, items, "cpu", count=24)
     assert found["clips"] == 24 and found["direction_chance"] < 0.35
