@@ -287,7 +287,7 @@ def extraction(stage, entry, points, size, n, frames=1, kept=None, reduce=0, gri
     active = batch * (active + 2 * sum(stored(shapes(entry, kept, size, frames)).values()) / passes)
     weights = wide * (facts.params - facts.head)
     two = wide * (facts.outside + 2 * facts.layer) if facts.layer else weights
-    ram = BASE + CUDA + min(SHARD, 64 * written / n) + wide * 2 * facts.layer
+    ram = BASE + CUDA + min(SHARD, min(64, n) * written / n) + wide * 2 * facts.layer
     waiting, read = n * (passes * 2 * widest + 6 * frames * size**2), {}  # residual streams and pixels
     for name, card in CARDS.items():
         # streamed weights that RAM does not hold are read for every so many items as fit into half the rest
