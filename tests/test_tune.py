@@ -5,6 +5,7 @@ import pytest
 import torch
 from helpers import holds, random_language_model
 from registry import PUBLISHED
+from test_families import folder_of
 from test_track import planted as planted_tracks
 from torchvision.io import encode_png
 
@@ -18,8 +19,9 @@ import tune
 from common import load_items, load_yaml, write_items
 from models import MODELS, find_model, load_vlm, processor_of, qwen_inputs
 
-FAMILIES = "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava", "llava_next", "llava_onevision", "internvl"
-BOXES = {"qwen2_5_vl": "[8, 16, 24, 32]", "internvl": "[167, 333, 500, 667]"}
+FAMILIES = ["small_qwen2vl", "small_vlm", "small_qwen3vl", "llava", "llava_next", "llava_onevision"]
+FAMILIES += ["small_internvl"]
+BOXES = {"small_vlm": "[8, 16, 24, 32]", "small_internvl": "[167, 333, 500, 667]"}
 BOXES["llava_next"] = "[0.167, 0.333, 0.500, 0.667]"
 LORA = {"method": "lora", "vision": "frozen", "rank": 2, "checkpoint": False}
 ONE_OF_EACH = {MODELS[name]["type"]: name for name in PUBLISHED if MODELS[name]["type"] in tune.TUNABLE}
@@ -32,9 +34,8 @@ PLANNED |= {"vision": 0, "logits": 19, "weight_copy": 0, "context": 500}
 
 
 @pytest.fixture
-def family(request, small_vlm, small_qwen2vl, small_qwen3vl, small_llavas, small_internvl):
-    qwens = {"qwen2_vl": small_qwen2vl, "qwen2_5_vl": small_vlm, "qwen3_vl": small_qwen3vl}
-    return {**qwens, "internvl": small_internvl, **small_llavas}[request.param]
+def family(request):
+    return folder_of(request, request.param)
 
 
 def encoder_of(folder):

@@ -5,7 +5,7 @@ import types
 
 import pytest
 import torch
-from helpers import plant_features
+from helpers import holds, plant_features
 
 import claims
 import common
@@ -55,14 +55,14 @@ def scores_of(name, x, truth, item):
 def test_auroc_is_sklearns_a_half_for_random_scores_and_has_honest_intervals():
     from sklearn.metrics import roc_auc_score
 
-    g, inside, areas = torch.Generator().manual_seed(0), 0, []
+    g, found = torch.Generator().manual_seed(0), []
     for k in range(100):
         sources = [f"{k}-{i // 4}" for i in range(120)]
         scores, right = torch.randn(120, generator=g).double(), torch.rand(120, generator=g) < 0.5
         values = verify.aurocs(scores, right, verify.source_weights(sources, k))
-        area, low, high = verify.interval(values, 30)
-        inside, areas = inside + (low <= 0.5 <= high), [*areas, area]
-    assert abs(sum(areas) / 100 - 0.5) < 0.02 and 89 <= inside <= 100
+        found.append(verify.interval(values, 30))
+    assert abs(sum(area for area, *_ in found) / 100 - 0.5) < 0.02
+    assert sum(low <= 0.5 <= high for _, low, high in found) >= 89
     x, w = torch.randint(5, (120,), generator=g).double(), torch.randint(4, (7, 120), generator=g).double()
     expected = [roc_auc_score(right, x, sample_weight=row) for row in w]
     assert verify.aurocs(x, right, w).tolist() == pytest.approx(expected)
@@ -252,30 +252,28 @@ def found(world, tmp_path_factory):
 def test_verifiers_are_told_apart_by_what_they_know(found):
     result, out = found
     assert common.load_yaml(out, "verify")["pixel_auroc"] == pytest.approx(result["pixel_auroc"], rel=1e-5)
-    table, pixel, bounds = result["verifiers"], result["pixel_verifier"], result["upper_bounds"]
-    assert pixel != "position_error" and table["position_error"]["family"] == "tracked"
+    table, pixel, curve = result["verifiers"], result["pixel_verifier"], result["risk_coverage"]
     assert {kind: x > 0.9 for kind, x in result["planted_correctness"].items()} == verify.PLANTED
-    assert result["latent_verifier"].startswith("planted vision.0") and result["pixel_auroc"] > 0.9
+    assert result["latent_verifier"].startswith("planted vision.0") and pixel != "position_error"
     assert table["planted vision.0 cosine"]["auroc"] == 1
     assert table["planted latents l2"]["auroc"] is None  # of one step
     blind = table["planted language.0 cosine"]
     assert blind["auroc_low"] < 0.5 < blind["auroc_high"]
-    assert [table["words"]["kinds"][k]["flagged"] for k in ("direction", "speed")] == [1, 0]
-    assert result["criteria"]["pixel_auroc"]["baselines"]["other_outcome"] < 0.8
-    assert all(table["position_error"]["kinds"][k]["flagged"] == 1 for k in ("vanished", "identity"))
+    holds(table["words"]["kinds"], "direction.flagged == 1, speed.flagged == 0")
+    holds(table["position_error"], "family == tracked, kinds.vanished.flagged == 1")
+    holds(result, "pixel_auroc > 0.9, criteria.pixel_auroc.baselines.other_outcome < 0.8, aurc < base_risk")
     made, verifiers = result["video_model"], result["video_model"]["verifiers"]
     assert made["accuracy_by_kind"] == {"past": 1, "first": 0} and "position_error" not in verifiers
     assert verifiers["mse"]["all"]["auroc"] > 0.9  # without the copies
     assert result["criteria"]["generated_over_latent"]["baseline_name"].startswith("planted vision.0")
     wrong = [row["diverged"] for row in result["horizons"].values()]
     assert list(result["horizons"]) == ["1", "2", "4", "8"] and wrong == sorted(wrong) and wrong[-1] > 0.9
-    curve = result["risk_coverage"]
-    assert result["aurc"] < result["base_risk"] and curve["risk"][-1] == pytest.approx(curve["random"])
-    assert result["conformal_error"] <= 0.2 and result["conformal_accepted_correct"] > 0.8
-    assert result["accepted_by_kind"]["right"] == 1 and result["accepted_by_kind"]["direction"] < 0.1
+    assert curve["risk"][-1] == pytest.approx(curve["random"])
+    holds(result, "conformal_error <= 0.2, conformal_accepted_correct > 0.8, accepted_by_kind.right == 1")
+    holds(result, "accepted_by_kind.direction < 0.1, upper_bounds.repeat.l1 < 0, upper_bounds.vae.ssim == 1")
+    holds(result["upper_bounds"], "repeat.ssim > 0, repeat.ssim < vae.ssim")  # two takes
     verdict = gate.main(["evaluate", "4", "--results", str(out.parent)])
     assert verdict["verdict"] == "PIVOT" and verdict["flagged"][pixel]["vanished"] > 0.9
-    assert bounds["repeat"]["l1"] < 0 < bounds["repeat"]["ssim"] < bounds["vae"]["ssim"] == 1  # two takes
 
 
 @pytest.mark.slow
