@@ -1,10 +1,9 @@
 """A pretend GPU: its tensors compute on the CPU, and what CUDA would refuse is noted with its place.
 
-    with pretend.gpu() as noted:  # stages that ask for a device get this one
+    with pretend.gpu() as refused:  # stages that ask for a device get this one
         stage.main([...])
-    assert not noted.refused
+    assert not refused  # {what and where: how often}
 
-refused: {what and where: how often}; waits: the same of places where the CPU would wait for the device.
 The device is called "lazy", the only one whose gradients torch computes without a driver.
 """
 
@@ -24,13 +23,12 @@ import common
 
 _device_constructors()  # torch caches them: with its own tensor(), not with the one below
 DEVICE = torch.device("lazy", 0)
-NOTED = SimpleNamespace(refused=Counter(), waits=Counter())
+REFUSED = Counter()
 INDEXED = ("index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index")
-WAITING = ("_local_scalar_dense", "nonzero", "equal", "masked_select", "unique_dim", "_unique2")
 NOT_SHOWN = ("site-packages/torch/", "pretend.py", "contextlib.py", "threading.py", "unittest/")
 
 
-def note(counter, what):
+def note(what):
     """Count `what` at the three innermost lines outside torch: file:line < file:line < file:line."""
     frame, lines = sys._getframe(1), []
     while frame and len(lines) < 3:
@@ -38,7 +36,7 @@ def note(counter, what):
         if not any(part in name for part in NOT_SHOWN):
             lines.append(f"{name.rpartition('site-packages/')[2]}:{frame.f_lineno}")
         frame = frame.f_back
-    counter[f"{what} at {' < '.join(lines)}"] += 1
+    REFUSED[f"{what} at {' < '.join(lines)}"] += 1
 
 
 def is_ours(device):
@@ -72,11 +70,10 @@ class OnDevice(torch.Tensor):
         return torch.Tensor.__setitem__(self, as_index(i), value)
 
     def tolist(self):
-        note(NOTED.waits, "tolist")
         return self.held.tolist()
 
     def numpy(self, *args, **more):
-        note(NOTED.refused, "numpy()")
+        note("numpy()")
         return self.held.numpy(*args, **more)
 
     def record_stream(self, stream):
@@ -96,16 +93,14 @@ def tensors(*trees):
 
 
 def check(name, args, kwargs):
-    """Note what CUDA refuses about the arguments of an operation, and where the CPU waits for the device."""
+    """Note what CUDA refuses about the arguments of an operation."""
     given, generator = tensors(args, kwargs), kwargs.get("generator")
     if name in INDEXED:  # indices may be on the CPU
         given = tensors(args[0], args[2:])
-    if name in WAITING or name in INDEXED and any(x.dtype == torch.bool for x in tensors(args[1])):
-        note(NOTED.waits, name)
     if generator is not None and generator.device.type == "cpu":
-        note(NOTED.refused, f"{name} with a CPU generator")
+        note(f"{name} with a CPU generator")
     if host := [tuple(x.shape) for x in given if not isinstance(x, OnDevice) and x.dim()]:
-        note(NOTED.refused, f"{name} of {host} on the CPU beside the device")
+        note(f"{name} of {host} on the CPU beside the device")
 
 
 def run(op, args, kwargs):
@@ -124,12 +119,8 @@ def run(op, args, kwargs):
         held["device"] = torch.device("cpu")
     if name == "_to_copy":
         stays = here or kwargs.get("device") is None
-        if not stays:
-            note(NOTED.waits, "a copy to the CPU")
         return OnDevice(op(*held_args, **held)) if stays else op(*held_args, **held)
-    if name == "copy_" and not isinstance(args[0], OnDevice):
-        note(NOTED.waits, "a copy to the CPU")
-    elif name != "copy_" and not (here and name.endswith("_like")):  # of any tensor, made on the device
+    if name != "copy_" and not (here and name.endswith("_like")):  # of any tensor, made on the device
         check(name, args, kwargs)
     found = op(*held_args, **held)
     new = {id(x): OnDevice(x) for x in tensors(found) if not isinstance(x, OnDevice)}
@@ -145,8 +136,7 @@ def made_by(make):
     """torch.tensor or torch.as_tensor, which would ask a driver for the device."""
 
     def tensor(data, *args, device=None, **more):
-        if isinstance(data, list | tuple) and any(isinstance(x, OnDevice) for x in tensors(data)):
-            note(NOTED.waits, "a tensor of tensors")
+        if isinstance(data, list | tuple):
             data = tree_map(bare, data)
         if not is_ours(device):
             return make(data, *args, **more, **({} if device is None else {"device": device}))
@@ -157,7 +147,7 @@ def made_by(make):
 
 
 def stream(*device):
-    return SimpleNamespace(synchronize=lambda: note(NOTED.waits, "a stream"))
+    return SimpleNamespace(synchronize=lambda: None)
 
 
 def enter(mode):
@@ -181,7 +171,7 @@ STUBS += [(torch.inference_mode, "__enter__", enter), (threading.Thread, "_boots
 STUBS += [(torch.inference_mode, "__exit__", lambda mode, *error: torch.set_grad_enabled(mode.before))]
 STUBS += [(torch.Tensor, "pin_memory", lambda self: self), (torch.cuda, "stream", contextlib.nullcontext)]
 STUBS += [(torch.cuda, "Stream", stream), (torch.cuda, "current_stream", stream)]
-STUBS += [(torch.cuda, "synchronize", lambda *device: note(NOTED.waits, "the device"))]
+STUBS += [(torch.cuda, "synchronize", lambda *device: None)]
 
 
 @contextlib.contextmanager
@@ -196,8 +186,9 @@ def chosen(device, dtype=torch.float32):
 
 @contextlib.contextmanager
 def gpu():
-    """Every stage, in every thread, gets the pretend device. Yields what is noted."""
-    NOTED.refused, NOTED.waits, future = Counter(), Counter(), torch.__future__
+    """Every stage, in every thread, gets the pretend device. Yields what CUDA would refuse."""
+    REFUSED.clear()
+    future = torch.__future__
     before = future.get_overwrite_module_params_on_conversion()
     with contextlib.ExitStack() as stack:
         stack.callback(future.set_overwrite_module_params_on_conversion, before)
@@ -206,4 +197,4 @@ def gpu():
             stack.enter_context(mock.patch.object(owner, name, stub, create=name == "lazy"))
         stack.enter_context(chosen(DEVICE))
         stack.enter_context(Mode())
-        yield NOTED
+        yield REFUSED

@@ -44,30 +44,25 @@ def trained(kind, x, y, epochs, noise=0.0):
     return training.train(build, loss_of, split(len(x)), 0, how)[1]["val"]
 
 
-@pytest.mark.parametrize("kind", SINGLE)
-def test_an_adapter_learns_nothing_from_noise(kind):
-    x, y = planted()
-    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(9))
-    assert trained(kind, noise, y, 10) > 0.9 * y[split()["val"]].var()
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", SINGLE)
-def test_an_adapter_learns_a_planted_map(kind):
+def test_an_adapter_learns_a_planted_map_and_nothing_from_noise(kind):
     x, y = planted(360)
     epochs, most = (20, 0.97) if kind == "perceiver" else (40, 0.5)  # 16 places do not pass its few vectors
     assert trained(kind, x, y, epochs) < most * y[split(360)["val"]].var()
+    noise, y = torch.randn(90, 4, 4, 6, generator=torch.Generator().manual_seed(9)), planted()[1]
+    assert trained(kind, noise, y, 10) > 0.9 * y[split()["val"]].var()
 
 
 @pytest.mark.parametrize("kind", list(adapt.ADAPTERS))
 def test_an_adapter_of_every_size_has_its_parameters_within_five_percent(kind):
     sets = 2 if kind == "fusion" else 1
     shape = [(16, 16)] * sets, [3584] * sets, (7, 7), 128
-    for target in (millions * 1e6 for millions in adapt.LADDER):
-        free = adapt.sized(kind, target, *shape)
+    for millions in adapt.LADDER:
+        free = adapt.sized(kind, millions * 1e6, *shape)
         with torch.device("meta"):
             count = adapt.parameters(adapt.ADAPTERS[kind](*shape, **free))
-        assert abs(count - target) <= 0.05 * target
+        assert count == pytest.approx(millions * 1e6, rel=0.05)
 
 
 def test_the_ratio_of_two_adapters_is_one_between_equals_and_its_interval_covers_the_truth():
@@ -124,13 +119,11 @@ def test_scores_have_baselines_and_an_upper_bound_and_the_saved_adapter_gives_th
         assert set(record["controls"]) == {"random_init"} and found[f"{name}_upper_bound"] is not None
         assert (record["better"] == "lower") == name.startswith("lpips")
     assert found["evaluator_spatial_iou_originals"] > 0.6  # the evaluator shows the squares of the originals
-    best = min(result["adapters"], key=lambda k: result["adapters"][k]["val_mse"])
-    assert result["adapter"] == best and not list(folder.glob("*.training"))
-    use, meta = adapt.load_adapter(folder / "adapter.pt")
+    assert result["adapter"] == min(result["adapters"], key=lambda k: result["adapters"][k]["val_mse"])
+    use, _ = adapt.load_adapter(folder / "adapter.pt")
     features = load_features(folder / "features")[1]("rotated")[:, 0]
     test = split_indices(load_items(folder / "data")[0], folder)["test"][:8]
     saved = load_pt(folder / "adapt-latents.pt", RESULT)["adapter"]
-    assert meta["point"] == "rotated"
     assert (adapt.decode(vae, use(features[test])).int() - saved.int()).abs().max() <= 1
 
 
@@ -155,11 +148,9 @@ def test_scaling_trains_every_size_for_equally_many_steps(made, tmp_path, monkey
     line = changed(made[1], "scaling", adapters="mlp", epochs=3, random=None, out=tmp_path / "s.yaml")
     found, steps = adapt.main(line), set()
     for row in found["sizes"].values():
-        assert abs(row["parameters"] - row["target_parameters"]) <= 0.05 * row["target_parameters"]
         steps |= set(row["steps"])
-    low, score, high = (found[f"parameter_efficiency{end}"] for end in ("_low", "", "_high"))
     record = found["criteria"]["parameter_efficiency"]
-    assert len(steps) == 1 and low < score < high
+    assert len(steps) == 1 and record["low"] < record["score"] < record["high"]
     assert found["error_ratio"] == pytest.approx(record["lpips_100M"] / record["lpips_10M"])
 
 
@@ -183,19 +174,16 @@ def halves(made, tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_a_hybrid_gains_by_the_missing_half_over_the_best_rival(halves, monkeypatch):
-    monkeypatch.setattr(adapt, "strips", lambda *args: None)
+def test_a_hybrid_gains_by_the_missing_half_over_the_best_rival(halves):
     found = adapt.main(halves)
     arms, key = found["arms"], next(k for k in found["criteria"] if k.startswith("lpips"))
     error = {k: row[key] for k, row in arms.items()}
     rivals = {"zero", "noise", "shuffled", "twice", "random", "spatial", "spatial_wide"}
-    assert set(arms) == rivals | {"fused", "oracle", "model", "model_twice"} and found["rival"] in rivals
     assert set(found["criteria"][key]["baselines"]) == rivals | {"mean_image"}
     assert found["model_adds"] == "yes" and error["oracle"] < error["fused"] < min(error[k] for k in rivals)
     assert found["model_adds_gain"] == pytest.approx(error[found["rival"]] - error["fused"])
     alone = min(error["model"], error["model_twice"])
     assert found["spatial_adds_gain"] == pytest.approx(alone - error["fused"])
-    assert arms["model_twice"]["adapter"] == "fusion"
     sizes = [arms[k]["parameters"] / arms["fused"]["parameters"] for k in ("spatial_wide", "model")]
     assert sizes == pytest.approx([1, 1], abs=0.05)
 
@@ -226,40 +214,28 @@ def test_an_adapter_learns_prompts_from_words_nothing_from_noise_and_is_applied_
         found = adapt.main(line.split())["criteria"]
         gains[name] = [found[k]["gain_low"] for k in ("embedding_error", "flow_error")]
     assert min(gains["known"]) > 0 and gains["noise"][0] < 0.02, gains
-    at, adapter = tmp_path / "known", tmp_path / "known/adapter-prompt.pt"
+    at, again = tmp_path / "known", tmp_path / "again.pt"
     saved = load_pt(at / "conditioning-prompt.pt", RESULT)
-    use, meta = adapt.load_adapter(adapter)
-    assert saved["ids"] == ids and saved["meta"]["into"] == meta["into"] == "prompt"
-    assert (use(known.half().float().flatten(1, 2)) - saved["embeds"].float()).abs().max() < 1e-2
-    line = f"apply --adapter {adapter} --out {tmp_path}/again.pt --features {tmp_path}".split()
-    adapt.main(changed(line, features=at))
-    assert torch.equal(load_pt(tmp_path / "again.pt", RESULT)["embeds"], saved["embeds"])
+    assert saved["ids"] == ids and saved["meta"]["into"] == "prompt"
+    line = f"apply --adapter {at}/adapter-prompt.pt --features {at} --out {again}".split()
+    adapt.main(line)
+    assert torch.equal(load_pt(again, RESULT)["embeds"], saved["embeds"])
     plant_features(tmp_path / "other", ids, {"language.9": noise}, tmp_path / "clips", size=64)
     refused(lambda: adapt.main(changed(line, features=tmp_path / "other")), "reads language.0")
 
 
-PROMPT = {"job": "prompt", "latents": None, "vae": None, "evaluator": None, "random": None}
-BAD = [
-    ("'vision.7'", {"point": "vision.7"}),
-    ("the smallest queries adapter", {"job": "scaling", "adapters": "queries"}),
-    ("has 1 frames", PROMPT | {"frames": 9}),
-    ("linear_r2_layer", {"point": None, "align": "FOLDER/align.yaml"}),
-    ("does not hold latents of", {"latents": "FOLDER/half"}),
-    ("same items", {"latents": "FOLDER/other"}),
-]
-
-
 def test_bad_input_costs_one_sentence(made, tmp_path, refused):
     folder, line, *_ = made
-    save_yaml(tmp_path / "align.yaml", {"stage": "align", "linear_r2_layer": None})  # no layer has a grid
-    index = load_yaml(folder / "features/index.yaml")
+    index = load_yaml(folder / "latents/index.yaml")
     half = {"latents": load_features(folder / "latents")[1]("latents") / 2 + 1}  # normalised one way only
     plant_features(tmp_path / "half", index["ids"], half, folder / "data", size=64)
-    index = load_yaml(folder / "latents/index.yaml")
     save_yaml(tmp_path / "other/index.yaml", index | {"ids": index["ids"][::-1]})
-    for words, new in BAD:
-        given = changed(line, **new)
-        given = [x.replace("FOLDER", str(tmp_path)).replace("WORLD", str(folder)) for x in given]
-        refused(lambda given=given: adapt.main(given), words)
-    line = f"apply --adapter {folder}/adapter.pt --features {folder}/features".split()
-    refused(lambda: adapt.main(line), "gives latents")
+    alone = {"latents": None, "vae": None, "evaluator": None, "random": None}
+    bad = {"the smallest queries adapter": {"job": "scaling", "adapters": "queries"}}
+    bad["has 1 frames"] = {"job": "prompt", **alone, "frames": 9}
+    bad["does not hold latents of"] = {"latents": tmp_path / "half"}
+    bad["same items"] = {"latents": tmp_path / "other"}
+    for words, new in bad.items():
+        refused(lambda given=new: adapt.main(changed(line, **given)), words)
+    apply = f"apply --adapter {folder}/adapter.pt --features {folder}/features".split()
+    refused(lambda: adapt.main(apply), "gives latents")

@@ -77,13 +77,11 @@ def test_the_truth_scores_one_and_beats_every_baseline(clips, tmp_path):
     folder, items = clips
     found = scored(planted(tmp_path / "tracks.pt", items), folder)
     holds(found, "persistence_accuracy == 1, frame_f1 == 1, frame_f1_macro == 1, boundary_error == 0")
-    holds(found, "segmental_f1_10 == 1, segmental_f1_25 == 1, segmental_f1_50 == 1, absent_seen == 0")
-    holds(found, "persistence_accuracy_gain_low > 0, frame_f1_gain_low > 0, over_copy_low > 0")
+    holds(found, "segmental_f1_50 == 1, absent_seen == 0, over_copy_low > 0, copy_frames == 2")
+    holds(found, "persistence_accuracy_gain_low > 0, frame_f1_gain_low > 0, frame_f1_copy < 1")
     holds(found, "persistence_duration == persistence_true_duration, persistence_duration < 0.9")
-    holds(found, "frame_f1_copy > 0.85, frame_f1_copy < 1, copy_frames == 2")
     test = [i for i in items if split_of(i["source"]) == "test"]
     assert found["clips"] == len(test) and found["objects"] == sum(i["count"] for i in test)
-    assert {c["persistence_accuracy"] for c in found["cases"].values()} == {1}
 
 
 def by_colour(item, name, visible):
@@ -91,28 +89,21 @@ def by_colour(item, name, visible):
     return torch.full((32,), float(there)) if name == item["absent"] else visible
 
 
-CONSTANT = """frame_f1 == frame_f1_always, frame_f1_gain == 0, persistence_accuracy_gain_low <= 0,
-    absent_seen == 1, boundary_error == 32, segmental_f1_50 < 0.8"""
-SCALED = "frame_f1 == 1, threshold >= 0.1, threshold < 0.25"  # chosen on val
-LATE = "frame_f1 == frame_f1_copy, over_copy == 0, frame_f1 < 1"
-COLOUR = "absent_seen_colour_there == 1, absent_seen_colour_not_there == 0, absent_seen < 1"
-
-
-def test_planted_scores_are_found(clips, tmp_path):
-    rows = [(lambda *_: torch.full((32,), 0.7), lambda *_: 0.7, CONSTANT), (by_colour, None, COLOUR)]
-    rows += [(lambda *x: 0.1 + 0.15 * x[2], None, SCALED)]
-    rows += [(lambda *x: torch.cat([x[2][:1].expand(2), x[2][:-2]]), None, LATE)]
-    for *functions, facts in rows:
-        holds(scored(planted(tmp_path / "tracks.pt", clips[1], *functions), clips[0]), facts)
-
-
-def test_the_truth_of_other_clips_beats_no_baseline(clips, tmp_path):
-    folder, items = clips
-    g, tracks = torch.Generator().manual_seed(0), [t for i in items for t in i["tracks"]]
+def test_planted_scores_are_found_and_the_truth_of_other_clips_beats_no_baseline(clips, tmp_path):
+    g, tracks = torch.Generator().manual_seed(0), [t for i in clips[1] for t in i["tracks"]]
     other = iter(tracks[k] for k in torch.randint(len(tracks), (999,), generator=g))
-    functions = lambda *_: track.frames_of_track(next(other)).float(), lambda *_: next(other)["persistent"]
-    found = scored(planted(tmp_path / "tracks.pt", items, *functions), folder)
-    holds(found, "persistence_accuracy_gain_low <= 0, frame_f1_gain_low <= 0, over_copy_high < 0")
+    constant = "frame_f1 == frame_f1_always, frame_f1_gain == 0, persistence_accuracy_gain_low <= 0,"
+    constant += "absent_seen == 1, boundary_error == 32, segmental_f1_50 < 0.8"
+    scaled = "frame_f1 == 1, threshold >= 0.1, threshold < 0.25"  # chosen on val
+    colour = "absent_seen_colour_there == 1, absent_seen_colour_not_there == 0, absent_seen < 1"
+    late = "frame_f1 == frame_f1_copy, over_copy == 0, frame_f1_copy > 0.85, frame_f1 < 1"
+    null = "persistence_accuracy_gain_low <= 0, frame_f1_gain_low <= 0, over_copy_high < 0"
+    rows = [(lambda *_: torch.full((32,), 0.7), lambda *_: 0.7, constant), (by_colour, None, colour)]
+    rows += [(lambda *x: 0.1 + 0.15 * x[2], None, scaled)]
+    rows += [(lambda *x: torch.cat([x[2][:1].expand(2), x[2][:-2]]), None, late)]
+    others = lambda *_: track.frames_of_track(next(other)).float(), lambda *_: next(other)["persistent"]
+    for *functions, facts in [*rows, (*others, null)]:
+        holds(scored(planted(tmp_path / "tracks.pt", clips[1], *functions), clips[0]), facts)
 
 
 def test_a_file_that_breaks_the_contract_is_refused(clips, tmp_path, refused):
@@ -121,7 +112,6 @@ def test_a_file_that_breaks_the_contract_is_refused(clips, tmp_path, refused):
     half = torch.full((n,), 0.5)
     broken = {f"embedding is [{n}, 64] where [{n}, 512]": {"embedding": torch.zeros(n, 64)}}
     broken["persistence holds 1 non-finite"] = {"persistence": half.index_fill(0, torch.tensor(0), math.nan)}
-    broken["persistence ranges from 0.5 to 3"] = {"persistence": half.index_fill(0, torch.tensor(0), 3)}
     broken["sums to 16"] = {"attention": half[:, None].expand(n, 32).clone()}
     broken["has schema 'foresight.answers.v1'"] = {"schema": ANSWERS}
     broken["holds 'nobody/red circle'"] = {"ids": ["nobody/red circle"] * n}
@@ -158,17 +148,14 @@ def test_a_random_tracker_writes_the_same_file_twice(clips, tracker, tmp_path, m
     for path in (a, b):
         found = track.main(["--model", str(tracker[1]), "--data", str(folder), "--out", str(path)])
     content = load_pt(a, TRACKS)
-    assert a.read_bytes() == b.read_bytes()
-    assert content["scores"].shape == content["attention"].shape == (len(content["ids"]), 32)
-    assert {content[k].dtype for k in ("scores", "embedding", "persistence")} == {torch.float16}
+    assert a.read_bytes() == b.read_bytes() and content["scores"].dtype == torch.float16
     assert content["meta"]["threshold"] == found["threshold"] and content["meta"]["threshold_from"] == "val"
     holds(found, "persistence_accuracy_gain_low <= 0, frame_f1_gain_low <= 0, attention_mean_scores_low == 1")
 
 
 def test_clips_of_the_test_split_alone_are_tracked_with_the_removed_object(tracker, tmp_path):
     folder, out = tmp_path / "deleted", tmp_path / "tracks.pt"
-    flags = "trajectories --n 12 --seed 21 --change deleted --only test"
-    data.main([*flags.split(), "--out", str(folder)])
+    data.main(f"trajectories --n 12 --seed 21 --change deleted --only test --out {folder}".split())
     assert "unscored" in track.main(["--model", str(tracker[1]), "--data", str(folder), "--out", str(out)])
     removed = {f"{i['id']}/{i['removed']}" for i in load_items(folder)[0]}
     assert removed <= set(load_pt(out, TRACKS)["ids"])
@@ -177,7 +164,6 @@ def test_clips_of_the_test_split_alone_are_tracked_with_the_removed_object(track
 def test_other_kinds_of_model_or_data_are_refused(clips, tracker, moving_folder, tmp_path, refused):
     argv, model = ["--data", str(clips[0]), "--out", str(tmp_path / "x.pt")], ["--model", str(tracker[1])]
     refused(lambda: track.main([*argv, "--model", "tiny"]), "give tiny-tracker")
-    refused(lambda: track.main([*argv, "--embeddings", str(tmp_path / "none.pt")]), "none.pt does not exist")
     refused(lambda: track.main([*argv, *model, "--data", str(moving_folder)]), "data.py trajectories wrote")
     refused(lambda: extract.main(model), "is a tracker, which track.py runs")
 
@@ -227,8 +213,7 @@ def test_the_training_truth_is_that_of_the_clips(clips):
 
 def test_directions_turn_with_a_mirrored_or_reversed_clip():
     cases = [(0, 0, 1, "up right", "up left"), (0, 1, 0, "up right", "down right"), (1, 0, 1, "left", "left")]
-    cases += [(1, 0, 0, "up right", "down left"), (1, 1, 1, "still", "still")]
-    for *flips, word, expected in cases + [(0, 0, 0, w, w) for w in tiny.COMPASS]:
+    for *flips, word, expected in [*cases, (1, 0, 0, "up right", "down left"), (1, 1, 1, "still", "still")]:
         index = tiny.mirrored_directions(*map(bool, flips))[tiny.COMPASS.index(word)]
         assert tiny.COMPASS[index] == expected, (flips, word)
 

@@ -33,15 +33,12 @@ def fitted(data, seed=0, loss=None, noise=0.01, **more):
         drawn = noise * torch.randn(len(items), 6, generator=g) if noise else torch.zeros(len(items), 6)
         return (module(x[items[part]]) - y[items[part]] - drawn[part]).square().mean()
 
-    build = lambda: torch.nn.Linear(6, 6)  # noqa: E731 (one line)
-    return training.train(build, loss or loss_of, PARTS, seed, HOW | more, **drive)
+    return training.train(lambda: torch.nn.Linear(6, 6), loss or loss_of, PARTS, seed, HOW | more, **drive)
 
 
 def test_a_planted_map_is_learned_and_noise_is_not():
-    _, found = fitted(planted(), epochs=80)
-    assert found["val"] < 0.02 and found["steps"] == len(found["losses"]) == 81 * (50 // 16)
-    _, null = fitted(planted(noise=True), epochs=80)
-    assert null["val"] > 0.9
+    found, null = (fitted(planted(noise), epochs=80)[1] for noise in (False, True))
+    assert found["val"] < 0.02 and null["val"] > 0.9 and found["steps"] == len(found["losses"]) == 81 * 3
 
 
 def test_a_killed_training_resumes_exactly_and_other_settings_or_seeds_do_not(tmp_path, monkeypatch):
@@ -64,7 +61,6 @@ def test_a_killed_training_resumes_exactly_and_other_settings_or_seeds_do_not(tm
     assert again["val"] == record["val"] and again["losses"] == record["losses"]
     assert torch.equal(resumed.weight, whole.weight) and torch.equal(resumed.bias, whole.bias)
     assert torch.equal(fitted(planted(), lr=1e-2, state=tmp_path / "other.pt")[0].weight, other.weight)
-    assert fitted(planted(), seed=1)[1]["val"] != record["val"]
 
 
 def test_the_best_epoch_on_val_is_returned_patience_ends_and_warm_epochs_do_not_count():
@@ -79,8 +75,7 @@ def test_the_best_epoch_on_val_is_returned_patience_ends_and_warm_epochs_do_not_
     model, found = fitted(planted(), loss=loss_of, arrange=arrange, epochs=60, patience=5)
     with torch.no_grad():
         assert loss_of(model, PARTS["val"], None, None, False).item() == pytest.approx(found["val"])
-    last = len(found["losses"]) // 5
-    assert found["val"] < 1e-2 and last == found["epoch"] + 5 < 60
+    assert found["val"] < 1e-2 and len(found["losses"]) // 5 == found["epoch"] + 5 < 60
     assert calls[:5] == [(10, True, True)] * 5 and calls[5] == (10, False, True)
     assert torch.equal(found["weights"]["bias"], model.bias)
 
@@ -130,8 +125,8 @@ def small(tmp_path_factory):
 def test_a_soft_token_stands_where_the_text_of_its_facts_would(small):
     model, tokenizer = small
     (before, after), (_, with_facts) = (word_prompt(tokenizer, "Count.", c) for c in ("", "red: 2"))
-    found = [tokenizer.decode(x) for x in (before, after, with_facts)]
-    assert found == ["<u>", "\nCount.<end>", "red: 2\nCount.<end>"]
+    assert tokenizer.decode(after) == "\nCount.<end>" and tokenizer.decode(before) == "<u>"
+    assert tokenizer.decode(with_facts) == "red: 2\nCount.<end>"
     soft = torch.randn(1, 3, 16)
     x = word_batch(model, tokenizer, [(before, after)], soft)["inputs_embeds"]
     assert torch.equal(x[0, len(before) : len(before) + 3], soft[0])
@@ -160,18 +155,16 @@ def test_soft_tokens_and_lora_are_saved_load_again_and_fit_one_language_model(sm
     tuned = get_peft_model(small[0], LoraConfig(r=2, target_modules=["q_proj"]))
     for p in training.learned(tuned).values():
         torch.nn.init.normal_(p)
-    soft = training.Soft(5, 16, k=3, inner=7, std=0.1)
+    soft, x = training.Soft(5, 16, k=3, inner=7, std=0.1), torch.randn(2, 5)
     tuned.save_pretrained(tmp_path)
     training.save_soft(tmp_path / "soft.safetensors", soft, language="small-words")
-    x = torch.randn(2, 5)
-    inputs = {"inputs_embeds": soft(x)}
     with torch.no_grad():
-        expected = tuned(**inputs).logits
+        expected = tuned(inputs_embeds=soft(x)).logits
         training.reset_lora(tuned)
-        unchanged = tuned(**inputs).logits
+        unchanged = tuned(inputs_embeds=soft(x)).logits
         bare = tuned.unload()
-        assert torch.equal(bare(**inputs).logits, unchanged) and not torch.equal(unchanged, expected)
+        assert torch.equal(bare(inputs_embeds=soft(x)).logits, unchanged)
         refused(lambda: training.load_words(tmp_path, bare, "tinyllama"), "small-words (width 16)")
         again, soft_again = training.load_words(tmp_path, bare, "small-words")
-        assert soft(x).shape == (2, 3, 16) and torch.equal(soft_again(x), soft(x))
-        assert torch.equal(again(**inputs).logits, expected)
+        assert soft(x).shape == (2, 3, 16) and not torch.equal(unchanged, expected)
+        assert torch.equal(again(inputs_embeds=soft_again(x)).logits, expected)
