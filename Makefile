@@ -208,7 +208,7 @@ tune: results/$M/$(TAUGHT)/$(if $(TAUGHT:operations%=),tuned/tune,operations).ya
 align resolution binding explain tune: ; @sed '/^[a-z_]*:$$/,$$d' $<
 all: gate1 gate2 gate3 gate4 report  ## gates 1 to 4 for MODEL, and then the report
 report: ; $(PY) report.py --results results --out results/report.html  ## results/report.html and summary.md
-cost: ; $(PY) extract.py --cost --model $(MODEL) --gate $(or $(GATE),1)  ## hours, disk, memory of a gate
+cost: ; $(PY) extract.py --cost --model $(MODEL) $(GATE:%=--gate %) $(REDUCE:%=--reduce %)  ## hours, disk
 kaggle: ; $(PY) tests/notebook.py --repository "$(REPOSITORY)" --out results/foresight.ipynb  ## one notebook
 plan: ; $(PY) tune.py plan --models $(MODEL) $(PLAN)  ## what fine-tuning MODEL needs of memory
 test test-fast: ; $(PY) -m pytest -q -n 2 --dist loadfile tests $(if $(findstring -,$@),-m "not slow")## tests

@@ -28,7 +28,6 @@ HINTS |= {"gpu_gb": "a smaller --batch", "t4_hours": "smaller N or fewer POINTS"
 DISK = 200e6  # bytes a second
 BASE, CUDA = 0.9e9, 0.6e9  # bytes of a process with its libraries; what CUDA adds
 SHARD, CHUNK = 2e9, 0.5e9  # bytes in RAM of a shard, of what a reader reads at once
-WIDE, REDUCED = 64e6, 256  # bytes of an image's grids above which a token is stored as so many numbers
 CLIP, SINGLE = 17, 8  # frames of a clip; of one whose frames a model sees one by one
 CHOSEN = 4  # layers that val chooses, at most; those of the untrained network are stored
 
@@ -192,11 +191,6 @@ def stored(found, reduce=0):
     return numbers
 
 
-def default_reduce(entry, points, size):
-    """The default of --reduce: 256 where the grids of an image are large, else 0 (tokens as they are)."""
-    return REDUCED if 2 * sum(stored(shapes(entry, points, size)).values()) > WIDE else 0
-
-
 def bytes_per_item(entry, points, size, frames=1, reduce=0, grids=None):
     """{point: bytes}: the grid in fp16 if `grids` (None: all) names it; twice mean and max of it in fp32."""
     found = shapes(entry, points, size, frames)
@@ -317,12 +311,11 @@ def reading(stage, entry, points, size, n, reduce, grams):
 # ---------------------------------------------------------------- the gates
 
 
-def gate1(entry, n=500, clips=200, points="quarters", reduce=None, size=None, vae="ltx", encoder="dinov2-l"):
+def gate1(entry, n=500, clips=200, points="quarters", reduce=0, size=None, vae="ltx", encoder="dinov2-l"):
     """The rows of gate 1 on n images and `clips` clips."""
     facts, points = facts_of(entry), points_of(entry, points)
     vae, other = find_model(vae), find_model(encoder)
     size, side = size or entry["size"], entry["clip"]
-    reduce = default_reduce(entry, points, size) if reduce is None else reduce
     last = list(facts.points)[-1].partition(".")[0] if facts.language else "vision"
     layers = [p for p in facts.points if p.startswith(f"{last}.")]
     middle = layers[round(len(layers) / 2) - 1]

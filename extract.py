@@ -76,7 +76,6 @@ from media import CHOICES, frame_methods, frames_of, with_chosen
 from models import LOADERS, find_model, fingerprint, resolved_commit, skeleton
 from streaming import Network, capturing, half_linears, latents_of
 
-LARGE, WIDE = 64e6, 256  # bytes of an item's tokens above which each is stored as WIDE numbers
 IN_MEMORY = 1e9  # bytes of a shard; a second one may wait to be written
 # all other models see the frames of a clip one by one
 TAKES_CLIPS = (*QWEN, "vjepa2", "AutoencoderKLLTXVideo")
@@ -392,13 +391,11 @@ def settle(job):
     known = job.entry["kind"] != "vae" or "params" in job.entry  # sizes of small autoencoders are not priced
     job.shapes = shapes(job.entry, list(job.modules), job.args.size, frames, opened) if known else {}
     stored = [shape for point, shape in job.shapes.items() if point in job.stored]
-    if job.args.reduce is None:
-        job.reduce = WIDE if 2 * sum(map(math.prod, stored)) > LARGE else 0
     each = sum(2 * math.prod(grid) * min(width, job.reduce or width) for *grid, width in stored)
     job.shard_items = int(min(SHARD, max(IN_MEMORY // max(each, 1), 1)))
     job.shard_bytes = each * min(job.shard_items, len(job.items))
     check_disk(job.out, each * len(job.items), "give --reduce 256, fewer --points, or fewer items")
-    job.plan |= {"reduced": job.reduce, "shard_items": job.shard_items}
+    job.plan["shard_items"] = job.shard_items
 
 
 def one_model(args, started):
@@ -412,7 +409,7 @@ def one_model(args, started):
     modules = None
     if (job.out / "plan.yaml").exists() and (job.out / "modules.yaml").exists():
         before = load_yaml(job.out / "plan.yaml")
-        job.reduce, job.shard_items = before["reduced"], before["shard_items"]
+        job.shard_items = before["shard_items"]
         modules = None if left() else load_yaml(job.out / "modules.yaml")
     if modules is None:
         print(f"device {job.device.type} ({job.why})")
@@ -526,12 +523,7 @@ def get_args(argv):
     add("--points", default="quarters", help="comma-separated; all, last, quarters (four depths a stack)")
     add("--points-of", nargs="+", default=[], metavar="FILE", help="the points in files of --choose instead")
     add("--grids", help="points whose tokens are stored: all (images), none (clips), middle, or names")
-    add(
-        "--reduce",
-        type=int,
-        metavar="K",
-        help="store wider tokens as K numbers (default: 256 above 64 MB an item)",
-    )
+    add("--reduce", type=int, default=0, metavar="K", help="store wider tokens as K numbers (0: as they are)")
     add("--store", choices=("fp16", "fp32"), default="fp16", help="fp16 becomes fp32 where values overflow")
     add(
         "--dtype",
@@ -561,6 +553,7 @@ def get_args(argv):
     add("--list", action="store_true", help="print the registry and stop")
     add("--cost", action="store_true", help="print what a gate costs with --model, and stop")
     add("--gate", default="1", help="with --cost: the gate")
+    add("--n", type=int, default=500, help="with --cost: images")
     add("--check", action="store_true", help="compare --model with its library on two photographs, and stop")
     return p.parse_args(argv)
 
@@ -570,7 +563,8 @@ def main(argv=None):
     if args.list or args.cost:
         import cost
 
-        return cost.print_list() if args.list else cost.print_cost(find_model(args.model), args.gate)
+        how = {"n": args.n, "points": args.points, "reduce": args.reduce}
+        return cost.print_list() if args.list else cost.print_cost(find_model(args.model), args.gate, **how)
     if args.check:
         from check import check_model
 

@@ -98,8 +98,7 @@ def predicted(entries, n, streamed):
     """What cost.py says of a run on n images and clips: bytes of disk and memory, seconds here."""
     entry, here = entries["MODEL"], cost.measured_rate()
     points, side = cost.points_of(entry, "quarters"), entry["size"]
-    reduce = cost.default_reduce(entry, points, side)
-    rows = [cost.extraction("images", entry, points, side, n, reduce=reduce)]
+    rows = [cost.extraction("images", entry, points, side, n)]
     if "VAE" in entries:
         rows = cost.gate1(entry, n, n, vae=entries["VAE"]["path"], encoder=entries["ENCODER"]["path"])
     found = {"disk": sum(row.written for row in rows), "ram": max(row.cpu for row in rows)}
