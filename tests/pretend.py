@@ -11,7 +11,6 @@ import contextlib
 import sys
 import threading
 from collections import Counter
-from types import SimpleNamespace
 from unittest import mock
 
 import torch
@@ -146,10 +145,6 @@ def made_by(make):
     return tensor
 
 
-def stream(*device):
-    return SimpleNamespace(synchronize=lambda: None)
-
-
 def enter(mode):
     """torch.inference_mode would keep torch from taking operations apart; no gradients are enough."""
     mode.before = torch.is_grad_enabled()
@@ -170,8 +165,7 @@ STUBS += [(torch, "autocast", autocast), (torch, "lazy", torch.cpu)]
 STUBS += [(torch.inference_mode, "__enter__", enter), (threading.Thread, "_bootstrap_inner", thread)]
 STUBS += [(torch.inference_mode, "__exit__", lambda mode, *error: torch.set_grad_enabled(mode.before))]
 STUBS += [(torch.Tensor, "pin_memory", lambda self: self), (torch.cuda, "stream", contextlib.nullcontext)]
-STUBS += [(torch.cuda, "Stream", stream), (torch.cuda, "current_stream", stream)]
-STUBS += [(torch.cuda, "synchronize", lambda *device: None)]
+STUBS += [(torch.cuda, name, mock.MagicMock()) for name in ("Stream", "current_stream", "synchronize")]
 
 
 @contextlib.contextmanager

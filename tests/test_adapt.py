@@ -200,7 +200,7 @@ def test_an_ablation_compares_adapters_samples_and_a_start_from_a_trained_adapte
 
 
 @pytest.mark.slow
-def test_an_adapter_learns_prompts_from_words_nothing_from_noise_and_is_applied_alone(tmp_path, refused):
+def test_an_adapter_learns_prompts_from_words_nothing_from_noise_and_is_applied_alone(tmp_path):
     data.main(f"moving --n 60 --frames 9 --out {tmp_path}/clips".split())
     items, gains = load_items(tmp_path / "clips")[0], {}
     ids, texts = [i["id"] for i in items], [(*i["names"][-1].split(), i["direction"]) for i in items]
@@ -217,11 +217,8 @@ def test_an_adapter_learns_prompts_from_words_nothing_from_noise_and_is_applied_
     at, again = tmp_path / "known", tmp_path / "again.pt"
     saved = load_pt(at / "conditioning-prompt.pt", RESULT)
     assert saved["ids"] == ids and saved["meta"]["into"] == "prompt"
-    line = f"apply --adapter {at}/adapter-prompt.pt --features {at} --out {again}".split()
-    adapt.main(line)
+    adapt.main(f"apply --adapter {at}/adapter-prompt.pt --features {at} --out {again}".split())
     assert torch.equal(load_pt(again, RESULT)["embeds"], saved["embeds"])
-    plant_features(tmp_path / "other", ids, {"language.9": noise}, tmp_path / "clips", size=64)
-    refused(lambda: adapt.main(changed(line, features=tmp_path / "other")), "reads language.0")
 
 
 def test_bad_input_costs_one_sentence(made, tmp_path, refused):

@@ -11,6 +11,7 @@ import pytest
 import torch
 from helpers import holds
 from PIL import Image
+from sklearn.metrics import f1_score
 
 import operations
 import stats
@@ -172,8 +173,6 @@ def test_answers_are_parsed_and_errors_are_absolute():
 
 
 def test_macro_f1_is_scikit_learns_and_its_test_keeps_its_level():
-    from sklearn.metrics import f1_score
-
     rng, found = np.random.default_rng(0), []
     truth, given = rng.integers(0, 8, 200), rng.integers(0, 10, 200)
     counts = operations.confusions(truth.tolist(), [None if s == 9 else s for s in given], [0] * 200, 9)[0]

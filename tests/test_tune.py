@@ -8,6 +8,7 @@ from registry import PUBLISHED
 from test_families import folder_of
 from test_track import planted as planted_tracks
 from torchvision.io import encode_png
+from transformers.quantizers.quantizers_utils import should_convert_module
 
 import claims
 import data
@@ -197,8 +198,6 @@ def test_a_training_writes_gain_forgetting_adapter_and_the_same_merged(small_vlm
 
 @pytest.mark.parametrize("family", FAMILIES, indirect=True)
 def test_an_adapter_of_every_family_is_a_model_and_four_bits_are_for_language_layers(family, tmp_path):
-    from transformers.quantizers.quantizers_utils import should_convert_module
-
     entry = find_model(str(family)) | {"own_shape": []}
     model = load_vlm(entry)[0]
     linear = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]

@@ -6,6 +6,7 @@ import types
 import pytest
 import torch
 from helpers import holds, plant_features
+from sklearn.metrics import roc_auc_score
 
 import claims
 import common
@@ -53,8 +54,6 @@ def scores_of(name, x, truth, item):
 
 
 def test_auroc_is_sklearns_a_half_for_random_scores_and_has_honest_intervals():
-    from sklearn.metrics import roc_auc_score
-
     g, found = torch.Generator().manual_seed(0), []
     for k in range(100):
         sources = [f"{k}-{i // 4}" for i in range(120)]
