@@ -21,8 +21,10 @@ sys.path.insert(0, str(ROOT))
 import pytest  # noqa: E402 (after the environment is set)
 import torch  # noqa: E402 (after the environment is set)
 import transformers as t  # noqa: E402 (after the environment is set)
+from helpers import random_autoencoder  # noqa: E402 (after the environment is set)
 from safetensors.torch import save_file  # noqa: E402 (after the environment is set)
 
+import data  # noqa: E402 (after the environment is set)
 from cogvlm2 import CogVLM2  # noqa: E402 (after the environment is set)
 from tiny import CHAT, vlm_processor  # noqa: E402 (after the environment is set)
 
@@ -308,8 +310,6 @@ def small_vjepa2(write_checkpoint):
 @pytest.fixture(scope="session")
 def small_vae(tmp_path_factory):
     """LTX-Video's autoencoder, 8x in space and 2x in time; latents of a mean not 0 and a spread not 1."""
-    from helpers import random_autoencoder
-
     folder = tmp_path_factory.mktemp("models") / "small-vae"
     torch.manual_seed(0)
     vae = random_autoencoder(patch_size=4, scaling=(True, False, False), channels=8)
@@ -320,8 +320,6 @@ def small_vae(tmp_path_factory):
 
 
 def synthetic_set(tmp_path_factory, *arguments):
-    import data
-
     folder = tmp_path_factory.mktemp("data") / arguments[0]
     data.main([*arguments, "--out", str(folder)])
     return folder

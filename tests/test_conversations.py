@@ -258,7 +258,6 @@ def box(text, **fields):
 
 PROBLEMS = {  # the reason, and an entry or the bytes of its image
     "images/gone.jpg is not there (": llava(1, image="images/gone.jpg"),
-    "is a URL; download it first": llava(1, image="https://example.org/a.jpg"),
     "images/1.jpg cannot be decoded (": jpeg(1)[:200],
     "images/1.jpg is 300x20, more than --max-side 256": jpeg(1, (300, 20)),
     "more than --max-bytes 50000": jpeg(1) + bytes(10**5),

@@ -145,7 +145,7 @@ BAD = [  # a format, the file that is edited, the reason that is printed, the im
 
 
 @pytest.mark.parametrize(("form", "name", "old", "new", "line", "left"), BAD)
-def test_a_problem_with_boxes_is_listed_and_skip_bad_leaves_out_that_image(
+def test_a_problem_with_boxes_is_listed_and_skip_bad_works(
     tmp_path, printed, form, name, old, new, line, left
 ):
     edit(image_folder(tmp_path / "in") / name, old, new)

@@ -65,9 +65,7 @@ def same(found, expected):
 
 @pytest.mark.parametrize("which", ROWS)
 @torch.inference_mode()
-def test_merger_and_language_features_are_the_image_rows_without_a_mosaics_newlines(
-    request, which, monkeypatch
-):
+def test_merger_and_language_features_are_the_image_rows_without_newlines(request, which, monkeypatch):
     filled, update = [], DynamicCache.update
     monkeypatch.setattr(DynamicCache, "update", lambda *args: filled.append(1) or update(*args))
     model, *_ = loaded = load(folder_of(request, which))

@@ -182,8 +182,8 @@ def test_a_frame_by_number_is_that_frame_and_decoding_begins_at_its_key_frame(tm
 def test_features_of_chosen_frames_are_those_of_clips_cut_to_them(small_dino, tmp_path):
     def run(out, clips, *more):
         common.write_items(tmp_path / f"of-{out}", clips, {"data": "synthetic", "name": "clips"})
-        where = ["--data", f"{tmp_path}/of-{out}", "--out", f"{tmp_path}/{out}"]
-        return extract.main(["--model", str(small_dino), "--size", "48", "--points", "last", *where, *more])
+        where = f"--data {tmp_path}/of-{out} --out {tmp_path}/{out} --points last --grids all --size 48"
+        return extract.main(["--model", str(small_dino), *where.split(), *more])
 
     x = disc(moving=(35, 50), side=96)
     size = {"width": 96, "height": 96}

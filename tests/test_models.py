@@ -20,7 +20,6 @@ from published import INTERNVL2, internvl2_config, internvl2_layout
 from registry import LANGUAGE, PUBLISHED
 from safetensors.torch import load_file, save_file
 from test_families import SIDES, folder_of, noise
-from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
 
 import cogvlm2
 import cost
@@ -256,9 +255,9 @@ def test_weights_read_one_by_one_trained_and_untrained_are_those_of_the_whole_mo
 def test_dinov2s_gated_mlp_which_is_stored_as_one_matrix_is_split(tmp_path):
     torch.manual_seed(0)
     size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "use_swiglu_ffn": True}
-    model = Dinov2Model(Dinov2Config(**size, image_size=48, patch_size=8))
+    model = transformers.Dinov2Model(transformers.Dinov2Config(**size, image_size=48, patch_size=8))
     model.save_pretrained(tmp_path)
-    BitImageProcessor().save_pretrained(tmp_path)
+    transformers.BitImageProcessor().save_pretrained(tmp_path)
     assert any("weights_in" in name for name in load_file(tmp_path / "model.safetensors"))
     found, _, weights = models.skeleton(find_model(str(tmp_path)), torch.float32)
     models.fill(found, weights, weights.like)

@@ -9,8 +9,11 @@ from html.parser import HTMLParser
 import pytest
 import torch
 import yaml
-from helpers import planted_boxes, planted_spaces
+from helpers import plant_features, write_squares
 from PIL import Image
+from test_align import near
+from test_align import planted as planted_spaces
+from test_probe import boxes_of
 
 import align
 import gate
@@ -47,25 +50,21 @@ def colour(clip, row, t):
     return 40 + 60 * clip, 40 + 40 * row, 10 * t
 
 
-def sheet(path, size=16):
-    """A sheet of two clips in which every frame has its own colour; returns its entry for the YAML."""
-    clips = {}
-    for f, name in enumerate(CLIPS):
-        x = torch.tensor([[colour(c, f, t) for t in range(FRAMES)] for c in range(2)], dtype=torch.uint8)
-        clips[name] = x[:, :, None, None].repeat(1, 1, size, size, 1)
-    return video.sheet(clips, [f"the circle of clip {c} moves up" for c in range(2)], path)
-
-
 def planted(results, model="tiny"):
     """Gate 1, a probe, an alignment, and generated clips with their sheet; other results are missing."""
     for name, content in yaml.safe_load(RESULTS).items():
         save_yaml(results / model / f"{name}.yaml", content | KINDS | {"model": model})
     Image.effect_noise((1200, 900), 90).save(results / model / "shapes/gate1.png")
-    ahead = results / model / "future"
+    ahead, clips = results / model / "future", {}
     ahead.mkdir(parents=True)
+    for f, name in enumerate(CLIPS):  # every frame has its own colour
+        x = torch.tensor([[colour(c, f, t) for t in range(FRAMES)] for c in range(2)], dtype=torch.uint8)
+        clips[name] = x[:, :, None, None].repeat(1, 1, 16, 16, 1)
+    texts = [f"the circle of clip {c} moves up" for c in range(2)]
     found = {"stage": "video", "model": None, "video": "tiny-ltx", "video_weights": "small", **KINDS}
     found |= {"conditioning": "past", "horizons": {h: dict.fromkeys(CLIPS[1:], ROW) for h in (1, 16)}}
-    found |= {"continuations": dict.fromkeys(CLIPS, ROW), "sheet": sheet(ahead / "video-continue-sheet.png")}
+    sheet = video.sheet(clips, texts, ahead / "video-continue-sheet.png")
+    found |= {"continuations": dict.fromkeys(CLIPS, ROW), "sheet": sheet}
     save_yaml(ahead / "video-continue.yaml", found)
     return results
 
@@ -194,7 +193,10 @@ def test_selections_of_frames_and_verifiers_are_shown_with_their_intervals(tmp_p
 
 @pytest.mark.slow
 def test_what_the_stages_write_is_what_the_page_reads(tmp_path):
-    probe.main(planted_boxes(tmp_path / "planted/boxes"))
-    align.main(planted_spaces(tmp_path / "planted/spaces"))
+    folder, boxes = tmp_path / "planted/boxes", boxes_of(n=40)
+    ids, _ = write_squares(folder, boxes, 32)
+    points = {"oracle": boxes[:, None, None, None].expand(-1, 1, 2, 2, -1) / 32}
+    probe.main(["--features", plant_features(folder / "features", ids, points, folder / "data")])
+    align.main(planted_spaces(tmp_path / "planted/spaces", {"near": near(0.1)}))
     text = Page(built(tmp_path)[1]).text
     assert "planted on spaces, with planted" in text and "boxes1.000 [1.000, 1.000], baseline 0." in text

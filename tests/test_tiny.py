@@ -13,7 +13,6 @@ import media
 import models
 import synthetic
 import tiny
-from claims import metadata_text
 from training import answered, word_prompt
 
 CHECKPOINTS = common.HERE / "results" / "tiny" / "checkpoints"
@@ -82,8 +81,8 @@ def test_the_committed_vlm_reads_direction_from_motion_and_not_from_a_frame(tmp_
 
 def test_the_committed_language_model_answers_from_facts_and_reports_missing_ones():
     model, tokenizer = models.load_language(models.find_model("tiny-words"))
-    facts = metadata_text("red circle", 0.97, [[0, 9], [14, 31]], "up", [[10, 13]])
-    nowhere = metadata_text("green star", 0.04, [], hidden=[], count=2)
+    facts = claims.metadata_text("red circle", 0.97, [[0, 9], [14, 31]], "up", [[10, 13]])
+    nowhere = claims.metadata_text("green star", 0.04, [], hidden=[], count=2)
     assert facts == "red circle: persistence 0.97; frames 0 to 9, 14 to 31; direction up; hidden 10 to 13"
     assert nowhere == "green star: persistence 0.04; frames none; hidden never; count 2"
     cases = [
