@@ -33,6 +33,7 @@ torch.set_num_threads(min(int(os.environ["OMP_NUM_THREADS"]), 2))
 SIDE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2}
 VIT = SIDE | {"image_size": 48, "patch_size": 8}
 SQUARE = {"height": 48, "width": 48}
+PLACE = "<|vision_start|><|image_pad|><|vision_end|>"  # of an image in the small models' chat template
 
 
 def pytest_configure(config):
@@ -62,11 +63,6 @@ def bare_tokenizer(**more):
 def ids_of(tokenizer):
     ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos")}
     return ids | {"vocab_size": len(tokenizer), "init_std": 0.1}
-
-
-def chat(place):
-    """The small models' chat template, with `place` where the image goes."""
-    return CHAT.replace("<|vision_start|><|image_pad|><|vision_end|>", place)
 
 
 def own_cell_first(model):
@@ -150,7 +146,7 @@ def small_llavas(write_checkpoint):
     more |= {"image_token_id": image, "image_token_index": image}
     full = {"vision_feature_select_strategy": "full"}
     tiles = {"image_grid_pinpoints": [[48, 96], [96, 48], [96, 96], [144, 144]]}
-    place = {"chat_template": chat("<image>")}
+    place = {"chat_template": CHAT.replace(PLACE, "<image>")}
 
     config = t.LlavaConfig(vision_config=siglip, vision_feature_layer=-1, **full, **more)
     images = t.SiglipImageProcessor(size=SQUARE)
@@ -179,7 +175,8 @@ def small_internvl(write_checkpoint):
     names |= {"context_image_token": "<IMG_CONTEXT>", "video_token": "<video>"}
     tokenizer = bare_tokenizer(extra_special_tokens=names)
     parts = t.GotOcr2ImageProcessor(size=SQUARE), tokenizer, t.InternVLVideoProcessor()
-    processor = t.InternVLProcessor(*parts, image_seq_length=9, chat_template=chat("<IMG_CONTEXT>"))
+    place = {"chat_template": CHAT.replace(PLACE, "<IMG_CONTEXT>")}
+    processor = t.InternVLProcessor(*parts, image_seq_length=9, **place)
     text = t.LlamaConfig(**tokens_of(tokenizer, num_attention_heads=4, num_key_value_heads=2)).to_dict()
     vision = SIDE | {"image_size": [48, 48], "patch_size": [8, 8], "attention_bias": True}
     vision |= {"initializer_range": 0.1, "layer_scale_init_value": 1.0}

@@ -11,6 +11,16 @@ import align
 import common
 
 SPLIT = {"train": torch.arange(40), "val": torch.arange(40, 60), "test": torch.arange(60, 90)}
+WRONG = {
+    "--target stranger": ("'item-59' is missing", "stranger"),
+    "--random reversed": ("reversed",),
+    "--features broken": ("layer.2", "non-finite"),
+    "--random target": ("'layer.1'", "target"),
+    "--features constant": ("layer.2", "same for every item"),
+    "--features few --target few": ("9 items", "at least 10"),
+    "--target-point latent": ("latent", "latents"),
+    "--out target/index.yaml/align.yaml": ("cannot write", "--out"),
+}
 IDS = [f"item-{i}" for i in range(60)]
 LATENTS = torch.randn(60, 1, 2, 2, 4, generator=generator(9))
 
@@ -49,7 +59,6 @@ def test_spearman_is_that_of_scipy_on_pairwise_distances_also_with_ties():
     x = noise(1500, 9, 0).double()  # a million squared ranks would lose precision in fp32
     y = x[:, :6] + 0.7 * noise(1500, 6, 1).double()
     expected = spearmanr(*(pdist(z.numpy()) for z in (x, y))).statistic
-    assert 0.2 < expected < 0.9
     assert compare(x, y, names=["spearman"])["spearman"] == pytest.approx(expected, abs=1e-5)
     x = torch.randint(3, (30, 2), generator=generator(0)).double()
     y = x + (torch.randint(3, (30, 2), generator=generator(1)) > 1)
@@ -187,7 +196,6 @@ def test_main_chooses_the_planted_layer_and_writes_what_it_prints(tmp_path, caps
         assert found[m] > 0.8 and found[m] == found["criteria"][m]["score"]
         null = found["layers"]["independent"][m]
         assert null["score"] < 0.35 and null["p_max"] > 0.05 and null["high"] < found[f"{m}_low"]
-    assert found["chance_recall10"] == pytest.approx(10 / (found["criteria"]["cka"]["n"] - 1), rel=1e-5)
     choice = align.main([*args, "--choose", str(tmp_path / "choice.yaml")])
     assert common.load_yaml(tmp_path / "choice.yaml", "align") == choice and choice["points"] == "rotated"
     assert set(align.MEASURES) < set(choice["layers"]) and choice["layers"]["recommended"] == "rotated"
@@ -252,30 +260,14 @@ def test_above_the_limits_some_items_are_permuted_and_a_seeded_part_is_compared(
     assert (found["items"], found["subset"]) == (60, 40) and alone["layers"] == found["layers"]
 
 
-@pytest.mark.parametrize(
-    "flags, words",
-    [
-        ("--target stranger", ("'item-59' is missing", "stranger")),
-        ("--random reversed", ("reversed",)),
-        ("--features broken", ("layer.2", "non-finite")),
-        ("--random target", ("'layer.1'", "target")),
-        ("--features constant", ("layer.2", "same for every item")),
-        ("--features few --target few", ("9 items", "at least 10")),
-        ("--target-point latent", ("latent", "latents")),
-        ("--out target/index.yaml/align.yaml", ("cannot write", "--out")),
-    ],
-)
-def test_input_that_cannot_be_compared_is_refused(tmp_path, monkeypatch, refused, flags, words):
+@pytest.mark.parametrize("flags", WRONG)
+def test_input_that_cannot_be_compared_is_refused(tmp_path, monkeypatch, refused, flags):
     monkeypatch.chdir(tmp_path)
     args = planted(tmp_path, {"layer.1": near(0.5), "layer.2": near(2.0)})
     broken = near(1)
     broken[3, 0, 1, 1, 2] = float("nan")
-    for name, point, x, ids in (
-        ("stranger", "latents", LATENTS, IDS[:-1] + ["stranger"]),
-        ("reversed", "latents", LATENTS, IDS[::-1]),
-        ("broken", "layer.2", broken, IDS),
-        ("constant", "layer.2", LATENTS[:1].expand(60, -1, -1, -1, -1), IDS),
-        ("few", "latents", LATENTS[:9], IDS[:9]),
-    ):
-        plant_features(tmp_path / name, ids, {point: x}, tmp_path / "data")
-    refused(lambda: align.main([*args, *flags.split()]), *words)
+    for name, x in {"broken": broken, "constant": LATENTS[:1].expand(60, -1, -1, -1, -1)}.items():
+        plant_features(tmp_path / name, IDS, {"layer.2": x}, tmp_path / "data")
+    for name, ids in {"stranger": [*IDS[:-1], "stranger"], "reversed": IDS[::-1], "few": IDS[:9]}.items():
+        plant_features(tmp_path / name, ids, {"latents": LATENTS[: len(ids)]}, tmp_path / "data")
+    refused(lambda: align.main([*args, *flags.split()]), *WRONG[flags])

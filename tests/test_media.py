@@ -100,10 +100,7 @@ def test_a_truncated_tail_or_a_header_without_a_length_does_not_change_the_frame
 
 
 def disc(moving=None, noise=0, flicker=0, shake=0, when=slice(None), side=128):
-    """uint8 [T, side, side, 3]: a disc before a photograph moves 4 px per frame while `moving` (from, to).
-
-    Standard deviations in the frames `when`: noise in grey levels, flicker of brightness, shake in px.
-    """
+    """uint8 [T, side, side, 3]: a disc, 4 px a frame while `moving`; `when`: noise (levels), shake (px)."""
     from skimage.data import astronaut
 
     photograph, rng, x, frames = astronaut().mean(-1), np.random.default_rng(0), 20.0, []

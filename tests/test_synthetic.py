@@ -118,12 +118,10 @@ def test_directions_are_balanced_and_the_first_frame_says_little_about_them(movi
 
 
 def frames_in(spans):
-    """[first, last] spans as a set of frames."""
     return {t for a, b in spans for t in range(a, b + 1)}
 
 
 def objects(clips):
-    """(clip, number, track) of each object."""
     return [(c, k, t) for c in clips for k, t in enumerate(c["tracks"])]
 
 

@@ -92,9 +92,6 @@ def test_the_committed_language_model_answers_from_facts_and_reports_missing_one
     ]
     prompts = [word_prompt(tokenizer, question, context) for context, question, _ in cases]
     assert answered(model, tokenizer, prompts) == [answer for *_, answer in cases]
-    for text in (facts, "Ünïcode, \n and unknown words: xylophone 12345"):
-        assert tokenizer.decode(tokenizer(text).input_ids) == text
-    assert all(len(tokenizer(f" {t}").input_ids) == 1 for t in range(32))
 
 
 @pytest.mark.parametrize("name", tiny.FAMILIES)
