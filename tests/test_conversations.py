@@ -140,7 +140,6 @@ PROBLEMS = {  # the reason, and an entry or the bytes of its image
     "answer 1 is empty": talk("<image>", " \n"),
     "turn 2 has role 'narrator'; known: human, user": talk("<image>", "narrator: b"),
     "turn 1 has role assistant instead of user": talk("gpt: <image>", "human: b"),
-    "the last question has no answer": talk("<image>"),
     "[1.0, 2.0, 41.0, 20.0], not inside 40x30": talk("<image>\nWhere?", '{"bbox_2d": [1, 2, 41, 20]}'),
     "has point_2d [3.0, 31.0]": talk("<image>\nWhere?", '{"point_2d": [3, 31]}'),
     "repeats an earlier item": llava(0, id="other"),

@@ -29,7 +29,6 @@ WRONG = {
     "shapes --size 8": "--size 8",
     "trajectories --frames 8": "--frames 8",
     "cut --clips MOVING --frames 3 --first 15": "frames 15 to 17",
-    "cut --clips MOVING --frames 3 --first -1": "--first -1",
     "voc --root nowhere": "nowhere is not a folder",
     "sets --root x --check --flip": "--flip",
 }
