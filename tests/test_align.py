@@ -77,7 +77,7 @@ def test_neighbours_are_the_nearest_items_of_other_sources():
 
 
 @pytest.mark.parametrize("measure", align.PAIRED)
-def test_p_is_uniform_for_noise_and_smallest_for_a_planted_relation(measure):
+def test_p_is_uniform_for_noise_smallest_for_a_planted_relation_and_of_permuted_items(measure):
     def p_of(x, y, n_perm, seed, k):
         a, b = ([align.space_of(z)] for z in (x, y))
         held = (align.held(z, measure, k) for z in (a, b))
@@ -88,6 +88,12 @@ def test_p_is_uniform_for_noise_and_smallest_for_a_planted_relation(measure):
     assert np.mean(np.array(ps) <= 0.05) <= 0.10 and 0.4 < np.mean(ps) < 0.65, np.mean(ps)
     x = noise(40, 8, 0)
     assert p_of(x, x + 0.5 * noise(40, 8, 1), 99, 0, 10) == pytest.approx(0.01)
+    x, y = [noise(30, 5, 0), noise(30, 5, 1)], [noise(30, 5, k) for k in (2, 3, 4)]
+    a, b = (align.held([align.space_of(z) for z in side], measure, 3) for side in (x, y))
+    (found,) = align.permuted(a, b, measure != "recall10", torch.arange(30).split(1), 1, 0)
+    order = align.shuffle(torch.arange(30).split(1), generator(0))  # the smaller side, x, is permuted
+    spaces = ([align.space_of(z) for z in side] for side in ([z[order] for z in x], y))
+    assert torch.allclose(found.double(), align.pairs(*spaces, measure, 3), atol=1e-5)
 
 
 def test_sources_are_permuted_whole_among_those_of_equal_size_and_the_largest_has_its_own_p():

@@ -272,9 +272,12 @@ def test_ssv2_keeps_the_published_split_and_n_takes_every_action_alike(tmp_path)
         assert split_of(item["source"]) == split and item["action"] == action
         assert item["text"] == item["template"].replace("[something]", "a cup").lower()
     assert index["test"] == 20 and index["train"] + index["val"] == 60 and 36 < index["train"] < 54
-    items, _ = read(tmp_path, tmp_path / "out", kind="ssv2", frames=4, n=32)
+    items, index = read(tmp_path, tmp_path / "out", kind="ssv2", frames=4, n=32)
     count = Counter((truth[i["id"]][0], i["action"]) for i in items)
     assert count == {x: 2 if x[0] == "validation" else 6 for x in truth.values()}
+    assert read(tmp_path, tmp_path / "out", kind="ssv2", frames=4, n=32, seed=1)[1]["ids"] != index["ids"]
+    rows = [{"part": "", "truth": {"action": a}, "id": k} for k, a in enumerate("a" * 50 + "b" * 50 + "ccc")]
+    assert Counter(r["truth"]["action"] for r in data.choose(rows, 43, 0)) == {"a": 20, "b": 20, "c": 3}
 
 
 def test_templates_without_a_class_and_missing_videos_are_named(tmp_path, printed):

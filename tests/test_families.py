@@ -81,8 +81,7 @@ def test_merger_and_language_features_are_the_image_rows_without_newlines(reques
     at = given["input_ids"] == model.config.image_token_id
     rows = [x[at].view(2, -1, 32) for x in hidden]
     if which in ("llava_next", "llava_onevision"):
-        # the small whole image comes first, a newline ends each row of the mosaic
-        mosaic = [x[:, 36:].view(2, 12, 13, 32) for x in rows]
+        mosaic = [x[:, 36:].view(2, 12, 13, 32) for x in rows]  # behind the small whole image
         assert torch.equal(mosaic[0][:, :, 12], model.model.image_newline.expand(2, 12, 32))
         rows = [x[:, :, :12] for x in mosaic]
     assert at.sum(1).tolist() == [ROWS[which]] * 2

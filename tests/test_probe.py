@@ -314,7 +314,7 @@ def code_of(velocity):
     return one_hot(probe.nearest_direction(velocity).clamp(min=0), 8).float()
 
 
-def test_noise_has_no_direction_no_flip_and_no_leak():
+def test_noise_has_no_direction_no_flip_and_no_leak_and_the_training_mean_an_r2_of_0():
     items, split, *_ = scenes()
     x = torch.randn(4, len(items), 3, 8, generator=generator())
     criteria, layers, *_ = watch(items, split, *x)
@@ -323,6 +323,8 @@ def test_noise_has_no_direction_no_flip_and_no_leak():
         most = 0.1 if "r2" in name else 0.3
         assert c["gain_low"] <= 0 and c["leak"] is None and c["score"] < most, (name, c)
     assert min(v for k, v in layers["x"].items() if k.endswith("p_holm")) > 0.05
+    y = torch.randn(len(items), 2, generator=generator())
+    assert probe.r2_shares(y[split["train"]].mean(0).expand_as(y), y, split).abs().max() == 0
 
 
 def test_an_oracle_of_velocity_passes_flips_and_is_at_chance_on_frozen_clips():

@@ -125,6 +125,7 @@ def test_targets_are_flipped_with_their_images(kind, shapes_folder, moving_folde
         changed = [i | {"mask": m if moving else m[0]} for i, m in zip(items, x[..., 0], strict=True)]
         assert torch.equal(own, tiny.object_targets(changed, 4)[0])
         assert torch.equal(flipped[..., 0], targets[..., 0])
+        assert torch.equal(flipped == -100, targets == -100)
         for item, mask, row in zip(items, x[..., 0], flipped, strict=True):
             k = len(item["names"])  # the last object: in clips the one that moves
             ends = [(m == k).nonzero().float() for m in mask[[0, -1]]]
