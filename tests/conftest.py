@@ -21,8 +21,10 @@ sys.path.insert(0, str(ROOT))
 import pytest  # noqa: E402 (after the environment is set)
 import torch  # noqa: E402 (after the environment is set)
 import transformers as t  # noqa: E402 (after the environment is set)
+from helpers import random_autoencoder  # noqa: E402 (after the environment is set)
 from safetensors.torch import save_file  # noqa: E402 (after the environment is set)
 
+import data  # noqa: E402 (after the environment is set)
 from cogvlm2 import CogVLM2  # noqa: E402 (after the environment is set)
 from tiny import CHAT, vlm_processor  # noqa: E402 (after the environment is set)
 
@@ -31,6 +33,7 @@ torch.set_num_threads(min(int(os.environ["OMP_NUM_THREADS"]), 2))
 SIDE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2}
 VIT = SIDE | {"image_size": 48, "patch_size": 8}
 SQUARE = {"height": 48, "width": 48}
+PLACE = "<|vision_start|><|image_pad|><|vision_end|>"  # of an image in the small models' chat template
 
 
 def pytest_configure(config):
@@ -60,11 +63,6 @@ def bare_tokenizer(**more):
 def ids_of(tokenizer):
     ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos")}
     return ids | {"vocab_size": len(tokenizer), "init_std": 0.1}
-
-
-def chat(place):
-    """The small models' chat template, with `place` where the image goes."""
-    return CHAT.replace("<|vision_start|><|image_pad|><|vision_end|>", place)
 
 
 def own_cell_first(model):
@@ -148,7 +146,7 @@ def small_llavas(write_checkpoint):
     more |= {"image_token_id": image, "image_token_index": image}
     full = {"vision_feature_select_strategy": "full"}
     tiles = {"image_grid_pinpoints": [[48, 96], [96, 48], [96, 96], [144, 144]]}
-    place = {"chat_template": chat("<image>")}
+    place = {"chat_template": CHAT.replace(PLACE, "<image>")}
 
     config = t.LlavaConfig(vision_config=siglip, vision_feature_layer=-1, **full, **more)
     images = t.SiglipImageProcessor(size=SQUARE)
@@ -177,7 +175,8 @@ def small_internvl(write_checkpoint):
     names |= {"context_image_token": "<IMG_CONTEXT>", "video_token": "<video>"}
     tokenizer = bare_tokenizer(extra_special_tokens=names)
     parts = t.GotOcr2ImageProcessor(size=SQUARE), tokenizer, t.InternVLVideoProcessor()
-    processor = t.InternVLProcessor(*parts, image_seq_length=9, chat_template=chat("<IMG_CONTEXT>"))
+    place = {"chat_template": CHAT.replace(PLACE, "<IMG_CONTEXT>")}
+    processor = t.InternVLProcessor(*parts, image_seq_length=9, **place)
     text = t.LlamaConfig(**tokens_of(tokenizer, num_attention_heads=4, num_key_value_heads=2)).to_dict()
     vision = SIDE | {"image_size": [48, 48], "patch_size": [8, 8], "attention_bias": True}
     vision |= {"initializer_range": 0.1, "layer_scale_init_value": 1.0}
@@ -308,8 +307,6 @@ def small_vjepa2(write_checkpoint):
 @pytest.fixture(scope="session")
 def small_vae(tmp_path_factory):
     """LTX-Video's autoencoder, 8x in space and 2x in time; latents of a mean not 0 and a spread not 1."""
-    from helpers import random_autoencoder
-
     folder = tmp_path_factory.mktemp("models") / "small-vae"
     torch.manual_seed(0)
     vae = random_autoencoder(patch_size=4, scaling=(True, False, False), channels=8)
@@ -320,8 +317,6 @@ def small_vae(tmp_path_factory):
 
 
 def synthetic_set(tmp_path_factory, *arguments):
-    import data
-
     folder = tmp_path_factory.mktemp("data") / arguments[0]
     data.main([*arguments, "--out", str(folder)])
     return folder

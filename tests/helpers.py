@@ -14,9 +14,6 @@ from common import FEATURES, POOLED, RESULT, plain, save_pt, save_yaml, write_it
 from gate import GATE1, GATE2
 
 OPERATORS = {"==": operator.eq, "<": operator.lt, ">": operator.gt, "<=": operator.le, ">=": operator.ge}
-# the visibility of an object of a trajectory, in the clip played backwards
-BACKWARDS = {"stays": "stays", "passes": "passes"}
-BACKWARDS |= {"enters": "leaves", "leaves": "enters", "appears": "vanishes", "vanishes": "appears"}
 
 
 def generator(seed=0):
@@ -49,32 +46,6 @@ def write_squares(folder, boxes, side):
         items.append(size | {"frames": f, "boxes": b[None], "labels": ["box"]})
     write_items(folder / "data", items, {"data": "synthetic", "name": "boxes"})
     return ids, frames
-
-
-def planted_boxes(folder, n=40, seed=0):
-    """Arguments of probe.py for n images of one box: a point of the features holds the box, one noise."""
-    folder, g = Path(folder), generator(seed)
-    corner = torch.rand(n, 2, generator=g) * 20
-    boxes = torch.cat([corner, corner + 6 + torch.rand(n, 2, generator=g) * 6], 1).round()
-    ids, _ = write_squares(folder, boxes, 32)
-    oracle = boxes[:, None, None, None].expand(-1, 1, 2, 2, -1) / 32
-    points = {"oracle": oracle, "noise": torch.randn(n, 1, 2, 2, 8, generator=g)}
-    return ["--features", plant_features(folder / "features", ids, points, folder / "data")]
-
-
-def planted_spaces(folder, n=60, seed=0):
-    """Arguments of align.py: one layer holds the other's latents, rotated, plus noise; one nothing."""
-    folder, g, ids = Path(folder), generator(seed), [f"item-{i}" for i in range(n)]
-    item = {"width": 8, "height": 8, "frames": torch.zeros(1, 8, 8, 3, dtype=torch.uint8)}
-    items = [{"id": i, "source": i} | item for i in ids]
-    write_items(folder / "data", items, {"data": "synthetic", "name": "planted"})
-    y = torch.randn(n, 1, 2, 2, 4, generator=g)
-    rotated = y @ torch.linalg.qr(torch.randn(4, 4, generator=g))[0]
-    points = {"rotated": rotated + 0.1 * torch.randn(y.shape, generator=g)}
-    points["independent"] = torch.randn(n, 1, 2, 2, 4, generator=g)
-    features = plant_features(folder / "features", ids, points, folder / "data")
-    target = plant_features(folder / "target", ids, {"latents": y}, folder / "data")
-    return ["--features", features, "--target", target, "--permutations", "50"]
 
 
 def gate_inputs(folder):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from helpers import generator, plant_features, planted_spaces
+from helpers import generator, plant_features
 from scipy.spatial.distance import pdist
 from scipy.stats import spearmanr
 
@@ -11,6 +11,16 @@ import align
 import common
 
 SPLIT = {"train": torch.arange(40), "val": torch.arange(40, 60), "test": torch.arange(60, 90)}
+WRONG = {
+    "--target stranger": ("'item-59' is missing", "stranger"),
+    "--random reversed": ("reversed",),
+    "--features broken": ("layer.2", "non-finite"),
+    "--random target": ("'layer.1'", "target"),
+    "--features constant": ("layer.2", "same for every item"),
+    "--features few --target few": ("9 items", "at least 10"),
+    "--target-point latent": ("latent", "latents"),
+    "--out target/index.yaml/align.yaml": ("cannot write", "--out"),
+}
 IDS = [f"item-{i}" for i in range(60)]
 LATENTS = torch.randn(60, 1, 2, 2, 4, generator=generator(9))
 
@@ -28,7 +38,6 @@ def test_independent_noise_scores_0_and_a_rotated_scaled_and_shifted_space_is_th
     mean = {m: np.mean([row[m] for row in rows]) for m in align.PAIRED}
     assert abs(mean["cka"]) < 0.02 and abs(mean["spearman"]) < 0.05
     assert mean["recall10"] == pytest.approx(10 / 199, abs=0.01)
-    assert abs(compare(noise(50, 3584, 0), noise(50, 3584, 1))["cka"]) < 0.05
     x = noise(120, 12, 0).double()
     y = 0.01 * x @ torch.linalg.qr(noise(12, 12, 1).double())[0] + 7
     assert compare(x, y) == pytest.approx({"cka": 1, "spearman": 1, "recall10": 1}, abs=1e-5)
@@ -50,7 +59,6 @@ def test_spearman_is_that_of_scipy_on_pairwise_distances_also_with_ties():
     x = noise(1500, 9, 0).double()  # a million squared ranks would lose precision in fp32
     y = x[:, :6] + 0.7 * noise(1500, 6, 1).double()
     expected = spearmanr(*(pdist(z.numpy()) for z in (x, y))).statistic
-    assert 0.2 < expected < 0.9
     assert compare(x, y, names=["spearman"])["spearman"] == pytest.approx(expected, abs=1e-5)
     x = torch.randint(3, (30, 2), generator=generator(0)).double()
     y = x + (torch.randint(3, (30, 2), generator=generator(1)) > 1)
@@ -69,7 +77,7 @@ def test_neighbours_are_the_nearest_items_of_other_sources():
 
 
 @pytest.mark.parametrize("measure", align.PAIRED)
-def test_p_is_uniform_for_noise_and_smallest_for_a_planted_relation(measure):
+def test_p_is_uniform_for_noise_smallest_for_a_planted_relation_and_of_permuted_items(measure):
     def p_of(x, y, n_perm, seed, k):
         a, b = ([align.space_of(z)] for z in (x, y))
         held = (align.held(z, measure, k) for z in (a, b))
@@ -80,6 +88,12 @@ def test_p_is_uniform_for_noise_and_smallest_for_a_planted_relation(measure):
     assert np.mean(np.array(ps) <= 0.05) <= 0.10 and 0.4 < np.mean(ps) < 0.65, np.mean(ps)
     x = noise(40, 8, 0)
     assert p_of(x, x + 0.5 * noise(40, 8, 1), 99, 0, 10) == pytest.approx(0.01)
+    x, y = [noise(30, 5, 0), noise(30, 5, 1)], [noise(30, 5, k) for k in (2, 3, 4)]
+    a, b = (align.held([align.space_of(z) for z in side], measure, 3) for side in (x, y))
+    (found,) = align.permuted(a, b, measure != "recall10", torch.arange(30).split(1), 1, 0)
+    order = align.shuffle(torch.arange(30).split(1), generator(0))  # the smaller side, x, is permuted
+    spaces = ([align.space_of(z) for z in side] for side in ([z[order] for z in x], y))
+    assert torch.allclose(found.double(), align.pairs(*spaces, measure, 3), atol=1e-5)
 
 
 def test_sources_are_permuted_whole_among_those_of_equal_size_and_the_largest_has_its_own_p():
@@ -178,8 +192,9 @@ def planted(folder, points, target=LATENTS, ids=IDS, gridless=(), random=None):
 
 
 def test_main_chooses_the_planted_layer_and_writes_what_it_prints(tmp_path, capsys):
-    study = tmp_path / "study.md"
-    align.main([*planted_spaces(tmp_path), "--out", str(tmp_path / "align.yaml"), "--study", str(study)])
+    rotated, study = near(0.1) @ torch.linalg.qr(noise(4, 4, 2))[0], tmp_path / "study.md"
+    args = planted(tmp_path, {"rotated": rotated, "independent": noise(60, 1, 2, 2, 4, 3)})
+    align.main([*args, "--out", str(tmp_path / "align.yaml"), "--study", str(study)])
     found = common.load_yaml(tmp_path / "align.yaml", "align")
     printed = dict(line.split(" ", 1) for line in capsys.readouterr().out.strip().splitlines())
     for m in align.MEASURES:
@@ -187,8 +202,7 @@ def test_main_chooses_the_planted_layer_and_writes_what_it_prints(tmp_path, caps
         assert found[m] > 0.8 and found[m] == found["criteria"][m]["score"]
         null = found["layers"]["independent"][m]
         assert null["score"] < 0.35 and null["p_max"] > 0.05 and null["high"] < found[f"{m}_low"]
-    assert found["chance_recall10"] == pytest.approx(10 / (found["criteria"]["cka"]["n"] - 1), rel=1e-5)
-    choice = align.main([*planted_spaces(tmp_path), "--choose", str(tmp_path / "choice.yaml")])
+    choice = align.main([*args, "--choose", str(tmp_path / "choice.yaml")])
     assert common.load_yaml(tmp_path / "choice.yaml", "align") == choice and choice["points"] == "rotated"
     assert set(align.MEASURES) < set(choice["layers"]) and choice["layers"]["recommended"] == "rotated"
     assert "**rotated**" in study.read_text() and (tmp_path / "align.png").stat().st_size > 5000
@@ -252,30 +266,14 @@ def test_above_the_limits_some_items_are_permuted_and_a_seeded_part_is_compared(
     assert (found["items"], found["subset"]) == (60, 40) and alone["layers"] == found["layers"]
 
 
-@pytest.mark.parametrize(
-    "flags, words",
-    [
-        ("--target stranger", ("'item-59' is missing", "stranger")),
-        ("--random reversed", ("reversed",)),
-        ("--features broken", ("layer.2", "non-finite")),
-        ("--random target", ("'layer.1'", "target")),
-        ("--features constant", ("layer.2", "same for every item")),
-        ("--features few --target few", ("9 items", "at least 10")),
-        ("--target-point latent", ("latent", "latents")),
-        ("--out target/index.yaml/align.yaml", ("cannot write", "--out")),
-    ],
-)
-def test_input_that_cannot_be_compared_is_refused(tmp_path, monkeypatch, refused, flags, words):
+@pytest.mark.parametrize("flags", WRONG)
+def test_input_that_cannot_be_compared_is_refused(tmp_path, monkeypatch, refused, flags):
     monkeypatch.chdir(tmp_path)
     args = planted(tmp_path, {"layer.1": near(0.5), "layer.2": near(2.0)})
     broken = near(1)
     broken[3, 0, 1, 1, 2] = float("nan")
-    for name, point, x, ids in (
-        ("stranger", "latents", LATENTS, IDS[:-1] + ["stranger"]),
-        ("reversed", "latents", LATENTS, IDS[::-1]),
-        ("broken", "layer.2", broken, IDS),
-        ("constant", "layer.2", LATENTS[:1].expand(60, -1, -1, -1, -1), IDS),
-        ("few", "latents", LATENTS[:9], IDS[:9]),
-    ):
-        plant_features(tmp_path / name, ids, {point: x}, tmp_path / "data")
-    refused(lambda: align.main([*args, *flags.split()]), *words)
+    for name, x in {"broken": broken, "constant": LATENTS[:1].expand(60, -1, -1, -1, -1)}.items():
+        plant_features(tmp_path / name, IDS, {"layer.2": x}, tmp_path / "data")
+    for name, ids in {"stranger": [*IDS[:-1], "stranger"], "reversed": IDS[::-1], "few": IDS[:9]}.items():
+        plant_features(tmp_path / name, ids, {"latents": LATENTS[: len(ids)]}, tmp_path / "data")
+    refused(lambda: align.main([*args, *flags.split()]), *WRONG[flags])

@@ -44,7 +44,6 @@ def talk(*turns, image=PATH, **fields):
 
 
 def chat(content, answer, **fields):
-    """An entry of Qwen."""
     turns = [{"role": "user", "content": content}, {"role": "assistant", "content": answer}]
     return {"messages": turns} | fields
 
@@ -77,9 +76,6 @@ def put(path, files):
     return path
 
 
-IMAGES = {f"images/{k}.jpg": jpeg(k) for k in range(6)}
-
-
 def run(root, out=None, *flags, **more):
     """data.py sets with these arguments; without `out` it only checks."""
     given = [x for k, v in more.items() for x in (f"--{k.replace('_', '-')}", v)]
@@ -88,7 +84,6 @@ def run(root, out=None, *flags, **more):
 
 
 def build(tmp_path, entries, *flags, **more):
-    """The items of JSON lines of these entries, and the index."""
     index = run(put(tmp_path / "in", IMAGES | {"set.jsonl": entries}), tmp_path / "out", *flags, **more)
     return load_items(tmp_path / "out")[0], index
 
@@ -104,6 +99,7 @@ def problems(printed):
     return check
 
 
+IMAGES = {f"images/{k}.jpg": jpeg(k) for k in range(6)}
 TABLE = [f'images/{k}.jpg,"{c.replace(chr(34), 2 * chr(34))}"\n' for k, c in enumerate(CAPTIONS)]
 LLAVA = [llava(k) for k in range(6)]
 QWEN = []
@@ -122,6 +118,55 @@ FORMATS = {
 }
 PLACES = [(name, "in") for name in FORMATS] + [("llava", "in/set.json"), ("qwen", "in/set.jsonl")]
 PLACES += [("clip", "in/set.csv"), ("llava", "a.zip"), ("webdataset", "a.tar"), ("webdataset", "a.tar.gz")]
+TEXT, AB, TWO = {"type": "text", "text": "A?"}, [["A?", "b"]], ["images/0.jpg", PATH]
+ROW = [{"type": "image", "image": PATH, "text": None}, TEXT | {"image": None}]
+SYSTEM = ("system: Be brief.", "human: <image>\n<image>\nSame?", "gpt: no", "human: Why?", "gpt: colour")
+LATE = talk("user: Ready?", "assistant: yes", "<image>\nWhat?", "a bird")
+TALK = [["Same?", "no"], ["Why?", "colour"]]
+LAYOUTS = [  # an entry as it is published, its turns, its images, and what else its item has
+    (chat(ROW, [TEXT | {"text": "b", "image": None}]), AB, [1], {}),  # a row of a table
+    (talk("<image>A?", "b", image=None, images=[{"path": PATH, "bytes": None}]), AB, [1], {}),
+    (talk(*SYSTEM, image=TWO), TALK, [0, 1], {"chat": 1, "system": "Be brief."}),
+    (chat("A <image>, B <image>?", "no", images=TWO), [["A <image>, B <image>?", "no"]], [0, 1], {}),
+    (LATE, [["Ready?", "yes"], ["<image>\nWhat?", "a bird"]], [1], {"chat": True}),
+]
+PROBLEMS = {  # the reason, and an entry or the bytes of its image
+    "images/gone.jpg is not there (": llava(1, image="images/gone.jpg"),
+    "images/1.jpg cannot be decoded (": jpeg(1)[:200],
+    "images/1.jpg is 300x20, more than --max-side 256": jpeg(1, (300, 20)),
+    "more than --max-bytes 50000": jpeg(1) + bytes(10**5),
+    "has 0 <image> for 1 image": llava(1, ASK),
+    "has <image> in answer 1": talk("Where?", "<image>"),
+    "answer 1 is empty": talk("<image>", " \n"),
+    "turn 2 has role 'narrator'; known: human, user": talk("<image>", "narrator: b"),
+    "turn 1 has role assistant instead of user": talk("gpt: <image>", "human: b"),
+    "[1.0, 2.0, 41.0, 20.0], not inside 40x30": talk("<image>\nWhere?", '{"bbox_2d": [1, 2, 41, 20]}'),
+    "has point_2d [3.0, 31.0]": talk("<image>\nWhere?", '{"point_2d": [3, 31]}'),
+    "repeats an earlier item": llava(0, id="other"),
+    "has the split 'holdout'": llava(1, split="holdout"),
+    "is not JSON (": None,
+}
+NO_SETS = {
+    "holds 2 tables (a.json, b.json)": {"a.json": [], "b.json": []},
+    "entry 0 of set.json has the fields path": {"set.json": [{"path": "a"}]},
+    "holds no set but 6 .jpg": IMAGES,
+    "cannot be read as an archive": {"set.tar": b"junk" * 999},
+    "is not UTF-8": {"a.csv": b"filepath,title\n0.jpg,caf\xe9\n"},
+}
+EVIL, NOISE = "../out/evil.jpg", np.random.default_rng(0).bytes(9000)
+HOSTILE = [  # the archive, name, header and content of its last member, and words that are printed
+    ("a.tar", EVIL, {}, b"", "a.tar: ../out/evil.jpg: leads out of the archive"),
+    ("a.tar", "/tmp/evil.jpg", {}, b"", "has an absolute path"),
+    ("a.tar", PATH, {"type": tarfile.SYMTYPE, "linkname": "/etc/passwd"}, b"", "1.jpg: is a link"),
+    ("a.tar", "./images/0.jpg", {}, b"", "occurs twice"),
+    ("a.tar.gz", PATH, {}, bytes(10**7), "beyond --max-bytes 1000000 ("),
+    ("a.tar.gz", PATH, {"type": tarfile.XHDTYPE}, bytes(2**24), "a header of 16,777,216 bytes"),
+    ("a.tar", PATH, {"pax_headers": {"path": EVIL}}, b"", "leads out of the archive"),
+    ("cut.tar.gz", PATH, {}, NOISE, "cannot be read as an archive"),
+    ("a.zip", "C:\\evil.jpg", {}, b"", "has an absolute path"),
+    ("a.zip", PATH, {"external_attr": 0o120777 << 16}, b"/etc/passwd", "is a link, not a file"),
+    ("a.zip", PATH, {}, bytes(10**7), "expands beyond --max-bytes 1000000"),
+]
 
 
 @pytest.mark.parametrize(("name", "place"), PLACES)
@@ -137,20 +182,6 @@ def test_every_format_gives_the_same_items_from_a_file_a_folder_and_an_archive(t
     assert [bytes(i["encoded"].numpy()) for i in items] == list(IMAGES.values())
     assert {(i["width"], i["height"]) for i in items} == {(40, 30)} and len({i["id"] for i in items}) == 6
     assert all(("text" in i) == (name[0] in "ciw") and "chat" not in i for i in items)
-
-
-TEXT, AB, TWO = {"type": "text", "text": "A?"}, [["A?", "b"]], ["images/0.jpg", PATH]
-ROW = [{"type": "image", "image": PATH, "text": None}, TEXT | {"image": None}]
-SYSTEM = ("system: Be brief.", "human: <image>\n<image>\nSame?", "gpt: no", "human: Why?", "gpt: colour")
-LATE = talk("user: Ready?", "assistant: yes", "<image>\nWhat?", "a bird")
-TALK = [["Same?", "no"], ["Why?", "colour"]]
-LAYOUTS = [  # an entry as it is published, its turns, its images, and what else its item has
-    (chat(ROW, [TEXT | {"text": "b", "image": None}]), AB, [1], {}),  # a row of a table
-    (talk("<image>A?", "b", image=None, images=[{"path": PATH, "bytes": None}]), AB, [1], {}),
-    (talk(*SYSTEM, image=TWO), TALK, [0, 1], {"chat": 1, "system": "Be brief."}),
-    (chat("A <image>, B <image>?", "no", images=TWO), [["A <image>, B <image>?", "no"]], [0, 1], {}),
-    (LATE, [["Ready?", "yes"], ["<image>\nWhat?", "a bird"]], [1], {"chat": True}),
-]
 
 
 @pytest.mark.parametrize(("entry", "turns", "images", "more"), LAYOUTS)
@@ -252,30 +283,6 @@ def test_every_one_of_several_images_is_compared_with_those_of_other_splits(tmp_
     assert near.endswith("23 (line 2), image 1")
 
 
-def box(text, **fields):
-    return talk("<image>\nWhere?", text, **fields)
-
-
-PROBLEMS = {  # the reason, and an entry or the bytes of its image
-    "images/gone.jpg is not there (": llava(1, image="images/gone.jpg"),
-    "is a URL; download it first": llava(1, image="https://example.org/a.jpg"),
-    "images/1.jpg cannot be decoded (": jpeg(1)[:200],
-    "images/1.jpg is 300x20, more than --max-side 256": jpeg(1, (300, 20)),
-    "more than --max-bytes 50000": jpeg(1) + bytes(10**5),
-    "has 0 <image> for 1 image": llava(1, ASK),
-    "has <image> in answer 1": talk("Where?", "<image>"),
-    "answer 1 is empty": talk("<image>", " \n"),
-    "turn 2 has role 'narrator'; known: human, user": talk("<image>", "narrator: b"),
-    "turn 1 has role assistant instead of user": talk("gpt: <image>", "human: b"),
-    "the last question has no answer": talk("<image>"),
-    "[1.0, 2.0, 41.0, 20.0], not inside 40x30": box('{"bbox_2d": [1, 2, 41, 20]}'),
-    "has point_2d [3.0, 31.0]": box('{"point_2d": [3, 31]}'),
-    "repeats an earlier item": llava(0, id="other"),
-    "has the split 'holdout'": llava(1, split="holdout"),
-    "is not JSON (": None,
-}
-
-
 @pytest.mark.parametrize("reason", PROBLEMS)
 def test_a_problem_is_named_with_its_item_and_skip_bad_leaves_that_out(tmp_path, problems, reason):
     entry, limits = PROBLEMS[reason], {"max_side": 256, "max_bytes": 50000}
@@ -293,36 +300,11 @@ def test_a_problem_is_named_with_its_item_and_skip_bad_leaves_that_out(tmp_path,
     assert [i["turns"][0][1] for i in load_items(tmp_path / "out")[0]] == [CAPTIONS[0], CAPTIONS[2]]
 
 
-NO_SETS = {
-    "holds 2 tables (a.json, b.json)": {"a.json": [], "b.json": []},
-    "entry 0 of set.json has the fields path": {"set.json": [{"path": "a"}]},
-    "holds no set but 6 .jpg": IMAGES,
-    "cannot be read as an archive": {"set.tar": b"junk" * 999},
-    "is not UTF-8": {"a.csv": b"filepath,title\n0.jpg,caf\xe9\n"},
-}
-
-
 @pytest.mark.parametrize("words", NO_SETS)
 def test_what_is_not_a_set_is_refused_by_what_it_is(tmp_path, problems, words):
     (tmp_path / "in").mkdir()
     root = put(tmp_path / "in", NO_SETS[words]) / ("set.tar" if "archive" in words else "")
     assert words in " ".join(problems(root, tmp_path / "out")) and not (tmp_path / "out").exists()
-
-
-EVIL, NOISE = "../out/evil.jpg", np.random.default_rng(0).bytes(9000)
-HOSTILE = [  # the archive, name, header and content of its last member, and words that are printed
-    ("a.tar", EVIL, {}, b"", "a.tar: ../out/evil.jpg: leads out of the archive"),
-    ("a.tar", "/tmp/evil.jpg", {}, b"", "has an absolute path"),
-    ("a.tar", PATH, {"type": tarfile.SYMTYPE, "linkname": "/etc/passwd"}, b"", "1.jpg: is a link"),
-    ("a.tar", "./images/0.jpg", {}, b"", "occurs twice"),
-    ("a.tar.gz", PATH, {}, bytes(10**7), "beyond --max-bytes 1000000 ("),
-    ("a.tar.gz", PATH, {"type": tarfile.XHDTYPE}, bytes(2**24), "a header of 16,777,216 bytes"),
-    ("a.tar", PATH, {"pax_headers": {"path": EVIL}}, b"", "leads out of the archive"),
-    ("cut.tar.gz", PATH, {}, NOISE, "cannot be read as an archive"),
-    ("a.zip", "C:\\evil.jpg", {}, b"", "has an absolute path"),
-    ("a.zip", PATH, {"external_attr": 0o120777 << 16}, b"/etc/passwd", "is a link, not a file"),
-    ("a.zip", PATH, {}, bytes(10**7), "expands beyond --max-bytes 1000000"),
-]
 
 
 @pytest.mark.parametrize(("archive", "name", "header", "content", "words"), HOSTILE)
@@ -341,7 +323,6 @@ def test_a_hostile_archive_is_refused(tmp_path, problems, archive, name, header,
 
 
 def rectangle(path, xyxy, size=(64, 48)):
-    """Save a grey image with a red rectangle in the box."""
     x = np.full((size[1], size[0], 3), 120, np.uint8)
     x[xyxy[1] : xyxy[3], xyxy[0] : xyxy[2]] = (220, 0, 0)
     path.parent.mkdir(exist_ok=True)
@@ -362,7 +343,8 @@ def test_boxes_in_answers_and_in_tables_move_with_the_image(tmp_path, name):
         x, y, w, h = (int(rng.integers(low, high)) for low, high in ((0, 40), (0, 30), (4, 24), (4, 18)))
         rectangle(folder / f"{k}.png", xyxy := [x, y, x + w, y + h])
         answer = json.dumps([{"bbox_2d": xyxy, "label": "red"}, {"point_2d": xyxy[:2]}])
-        entries.append(box(answer, id=str(k), image=f"{k}.png", split=("train", "test")[k % 2]))
+        more = {"id": str(k), "image": f"{k}.png", "split": ("train", "test")[k % 2]}
+        entries.append(talk("<image>\nWhere?", answer, **more))
         rows += f"{k}.png,cat,{x},{y},{x + w},{y + h}\n"
     root = put(folder, {"set.jsonl": entries, "labels.csv": rows}) / "set.jsonl"
     index = run(root, tmp_path / "out", *FLAGS[name])

@@ -23,6 +23,12 @@ ROWS = {"small_vlm": 25, "small_qwen2vl": 16, "small_qwen3vl": 16, "small_intern
 ROWS |= {"llava_next": 36 + 12 * 13, "llava_onevision": 36 + 12 * 13}
 FIRST = {"small_dino": 1, "small_dinov3": 3, "small_owlvit": 1, "small_siglip": 0, "small_vjepa2": 0}
 TEMPORAL = ("small_vlm", "small_qwen2vl", "small_qwen3vl", "small_vjepa2", "small_vae", "noncausal_vae")
+PLAN = {
+    "llava-next": "patch_embed,vision.11,vision.22,merger,language.15",
+    "internvl2-26b": "patch_embed,vision.21,vision.44,merger,language.23",
+    "cogvlm2": "patch_embed,vision.62,merger,language.15",
+    "llava_onevision": "patch_embed,vision.1,vision.2,merger,language.1",
+}
 LATE = {"small_vjepa2": {"vision.0", "vision.1", "vision.2"}, "noncausal_vae": {"latents", "latents-raw"}}
 
 
@@ -38,7 +44,6 @@ def folder_of(request, which):
 
 @functools.cache
 def load(folder):
-    """(model, inputs, points, first_frame)."""
     entry = find_model(str(folder))
     model, processor = LOADERS[entry["kind"]](entry)
     inputs, points, _, first_frame = families.family_of(model)(model, processor)
@@ -65,9 +70,7 @@ def same(found, expected):
 
 @pytest.mark.parametrize("which", ROWS)
 @torch.inference_mode()
-def test_merger_and_language_features_are_the_image_rows_without_a_mosaics_newlines(
-    request, which, monkeypatch
-):
+def test_merger_and_language_features_are_the_image_rows_without_newlines(request, which, monkeypatch):
     filled, update = [], DynamicCache.update
     monkeypatch.setattr(DynamicCache, "update", lambda *args: filled.append(1) or update(*args))
     model, *_ = loaded = load(folder_of(request, which))
@@ -78,8 +81,7 @@ def test_merger_and_language_features_are_the_image_rows_without_a_mosaics_newli
     at = given["input_ids"] == model.config.image_token_id
     rows = [x[at].view(2, -1, 32) for x in hidden]
     if which in ("llava_next", "llava_onevision"):
-        # the small whole image comes first, a newline ends each row of the mosaic
-        mosaic = [x[:, 36:].view(2, 12, 13, 32) for x in rows]
+        mosaic = [x[:, 36:].view(2, 12, 13, 32) for x in rows]  # behind the small whole image
         assert torch.equal(mosaic[0][:, :, 12], model.model.image_newline.expand(2, 12, 32))
         rows = [x[:, :, :12] for x in mosaic]
     assert at.sum(1).tolist() == [ROWS[which]] * 2
@@ -190,7 +192,6 @@ def test_a_clip_through_a_model_of_single_images_is_its_frames_one_by_one(reques
 
 @pytest.fixture(scope="module")
 def noncausal_vae(small_vae, tmp_path_factory):
-    """The small autoencoder with an encoder that pads both ways in time."""
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("models") / "noncausal-vae"
     config = AutoencoderKLLTXVideo.load_config(small_vae)
@@ -232,15 +233,6 @@ def test_time_steps_of_a_clip_have_positions_of_their_own(small_vlm):
     positions = model.model.get_rope_index(**{name: given[name] for name in names})[0]
     time = positions[0][given["input_ids"] == model.config.video_token_id].view(2, 3, 16)
     assert (time == time[..., :1]).all() and (time[:, 1:] > time[:, :-1]).all()
-
-
-PLAN = {
-    "llava-next": "patch_embed,vision.11,vision.22,merger,language.15",
-    "internvl3-8b": "patch_embed,vision.11,vision.23,merger,language.13",
-    "internvl2-26b": "patch_embed,vision.21,vision.44,merger,language.23",
-    "cogvlm2": "patch_embed,vision.62,merger,language.15",
-    "llava_onevision": "patch_embed,vision.1,vision.2,merger,language.1",
-}
 
 
 @pytest.mark.parametrize("which", PLAN)

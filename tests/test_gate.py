@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from helpers import gate_inputs
+from helpers import gate_inputs, generator
 
 import common
 import gate
@@ -33,10 +33,7 @@ def test_the_interval_decides_and_not_the_score_in_either_direction():
 def test_a_gain_that_can_only_be_negligible_fails():
     # of a baseline of 0.61, whose headroom is 0.39: at most 0.025 of that is negligible
     table = [(0.61, -0.03, 0.02, "FAIL"), (0.61, 0.012, 0.013, "FAIL"), (0.61, 0.06, 0.010, "PASS")]
-    table += [
-        (0.61, 0.06, 0.07, OPEN),
-        (0.9999, 8e-5, 1e-5, "FAIL"),
-    ]  # at the upper bound rounding is no gain
+    table += [(0.61, 0.06, 0.07, OPEN), (0.9999, 8e-5, 1e-5, "FAIL")]  # at the bound: rounding is no gain
     for baseline, gain, half, answer in table:
         found = gate.evaluate(record(baseline + gain, 1e-6, baseline=baseline, gain_half=half), 0.5)
         assert found["answer"] == answer and found["plain_pass"]
@@ -64,8 +61,6 @@ def test_the_stand_in_of_lpips_is_0_at_the_mean_image_and_1_at_the_vae():
     for score, answer in ((0.9, "FAIL"), (0.98, "FAIL"), (0.5, OPEN), (0.2, "PASS")):
         skill, found = (0.9 - score) / 0.8, gate.stand_in(record(score, 0.02, 0.9, 0.1, 0.02))
         assert found["score"] == pytest.approx(skill) == found["gain"]
-        bounds = pytest.approx((skill - 0.025, skill + 0.025))
-        assert (found["low"], found["high"]) == bounds == (found["gain_low"], found["gain_high"])
         assert gate.evaluate(found, gate.STAND_IN)["answer"] == answer
     assert gate.stand_in(record(0.2, 0.02, 0.3, 0.4)) is None  # a VAE no better than the mean image
 
@@ -225,13 +220,11 @@ def test_gates_2_and_3_decide_by_their_tables(tmp_path):
         (2, "STOP", "also with", BLURRED | {"adapt_hybrid": criteria("lpips", **LOW)}),
         (2, OPEN, "is undecided", BLURRED | {"adapt_hybrid": other(spatial_adds="inconclusive")}),
         (2, OPEN, "parameter_efficiency", efficiency(score=0.92, low=0.85, high=0.99)),
-        (2, OPEN, "may be zero", efficiency(gain=0.3, gain_low=-0.1, gain_high=0.7)),
         (3, "PROCEED", "by prediction: delta", MUTE),
         (3, "PROCEED", "by pivot", BLIND),
         (3, "PROCEED", "by pivot", {"predict_latents": other(predicts="none")}),  # the gain is gone by Holm
         (3, "STOP", "fails retention", BLIND | MUTE),
         (3, "STOP", "fails continuation", BLIND | WORSE_THAN_COPY),
-        (3, OPEN, "spans the threshold", BLIND | {"explain_describe": criteria("retention", low=0.85)}),
         (3, OPEN, "contains the answers", BLIND | {"video_continue": other(conditioning="past+text")}),
         (3, OPEN, "reconstruct the present", MUTE | {"predict_latents": blurred_present}),
         (3, OPEN, "flicker", BLIND | FLICKER),
@@ -241,7 +234,6 @@ def test_gates_2_and_3_decide_by_their_tables(tmp_path):
         found = evaluate(number, *made(tmp_path, **changes))
         assert found["verdict"] == verdict and word in found["headline"], found["headline"]
         assert set(found["criteria"]) == set(gate.GATES[number][1])
-        assert common.load_yaml(tmp_path / f"gate{number}.yaml", "gate")["verdict"] == verdict
 
 
 def test_answers_that_depend_on_other_results(tmp_path):
@@ -253,18 +245,12 @@ def test_answers_that_depend_on_other_results(tmp_path):
     table += [(2, "semantic_accuracy", OPEN, "not measured", no_adapter)]
     table += [(3, "prediction", "FAIL", "", BLIND)]  # of a score of 0.9: the gain is compared with zero
     table += [(3, "prediction", OPEN, "Holm", {"predict_latents": other(predicts="none")})]
+    another = {"predict_latents": lambda c: c["horizons"]["delta"].update({"8": {}})}  # 16 is the longest
+    table += [(3, "longest_horizon", "PASS", "", another)]
     for number, name, answer, reason, changes in table:
         row = evaluate(number, *made(tmp_path, **changes))["criteria"][name]
         assert row["answer"] == answer and reason in row["reason"], row
         assert changes is not BLIND or (row["score"], row["baseline"]) == (-0.3, 0.0)
-
-
-def test_the_longest_horizon_is_the_largest_number(tmp_path):
-    def change(content):
-        content["horizons"]["delta"]["8"] = content["horizons"]["delta"]["1"] | {"gain_over_baseline": 0.123}
-
-    found = evaluate(3, *made(tmp_path, predict_latents=change))
-    assert found["criteria"]["longest_horizon"]["score"] == 0.4
 
 
 def test_gate_4_decides_by_its_table():
@@ -280,19 +266,15 @@ def test_gate_4_decides_by_its_table():
 
 def measured(root, name, spatial=0.8, bbox=0.7, lpips=0.2, seconds=0.1, **more):
     """A folder of one model's results: scores per item around the means. more: noise, kind, ..."""
-    lpips_name, folder = more.get("lpips_name", "lpips"), root / name
-    sources = more.get("sources", SOURCES)
-    shared = 0.05 * torch.randn(N, generator=torch.Generator().manual_seed(99))
-    g, scores, found = torch.Generator().manual_seed(more.get("seed", 0)), {}, {}
+    folder, sources, scores, found = root / name, more.get("sources", SOURCES), {}, {}
+    shared, g = 0.05 * torch.randn(N, generator=generator(99)), generator(more.get("seed", 0))
     high = {"constant": torch.full((N,), more.get("baseline", 0.2)), "shuffled": torch.full((N,), 0.1)}
     low = {"mean_image": torch.full((N,), 0.9), "shuffled": torch.full((N,), 0.95)}
-    for key, mean, baselines, better, bound in (
-        ("spatial_iou", spatial, high, "higher", 1.0),
-        ("bbox_iou", bbox, high, "higher", 1.0),
-        (f"decoder_{lpips_name}", lpips, low, "lower", 0.05),
-    ):
+    table = {"spatial_iou": (spatial, high, "higher", 1.0), "bbox_iou": (bbox, high, "higher", 1.0)}
+    table[more.get("lpips_name", "decoder_lpips")] = lpips, low, "lower", 0.05
+    for key, (mean, baselines, better, bound) in table.items():
         x = shared + more.get("noise", 0.05) * torch.randn(N, generator=g)
-        scores[key] = mean + x - x.mean() * more.get("centred", True)
+        scores[key] = mean + x - x.mean()
         found[key] = stats.criterion(scores[key], baselines, sources, bound, better, layer="vision.0")
         found[key]["leak"] = more.get("leak") if key == "spatial_iou" else None
     scores[key] = scores[key][None].repeat(3, 1)  # LPIPS of three seeds
@@ -300,7 +282,7 @@ def measured(root, name, spatial=0.8, bbox=0.7, lpips=0.2, seconds=0.1, **more):
     common.save_yaml(folder / "probe.yaml", {"stage": "probe", **head, "criteria": found})
     common.save_pt(folder / "probe.pt", common.RESULT, IDS, {}, sources=sources, scores=scores)
     points = {"vision.0": {}} | ({} if more.get("kind") == "encoder" else {"language.0": {}})
-    index = {"seconds_per_item": seconds, "ids": more.get("ids", ["train-0", *IDS]), "points": points}
+    index = {"seconds_per_item": seconds, "ids": ["train-0", *IDS], "points": points}
     common.save_yaml(folder / "features" / "index.yaml", {"stage": "extract", "model": name} | index)
     return str(folder)
 
@@ -407,7 +389,7 @@ def test_folders_that_do_not_belong_together_or_are_inconsistent_are_refused(tmp
         (("other", "noise"), "probe.yaml", {"data_name": "other"}, {}),
         (("another", "'b'"), "features/index.yaml", {"model": "another"}, {}),
         (("same items",), "features/index.yaml", {"ids": ["train-1", *IDS]}, {}),
-        (("backbone",), "probe.yaml", {}, {"lpips_name": "lpips_random_backbone"}),
+        (("backbone",), "probe.yaml", {}, {"lpips_name": "decoder_lpips_random_backbone"}),
         (("same split",), "probe.yaml", {}, {"sources": [f"source-{i}" for i in range(N)]}),
     ]
     a, c, d = (measured(tmp_path, name) for name in "acd")

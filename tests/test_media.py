@@ -100,10 +100,7 @@ def test_a_truncated_tail_or_a_header_without_a_length_does_not_change_the_frame
 
 
 def disc(moving=None, noise=0, flicker=0, shake=0, when=slice(None), side=128):
-    """uint8 [T, side, side, 3]: a disc before a photograph moves 4 px per frame while `moving` (from, to).
-
-    Standard deviations in the frames `when`: noise in grey levels, flicker of brightness, shake in px.
-    """
+    """uint8 [T, side, side, 3]: a disc, 4 px a frame while `moving`; `when`: noise (levels), shake (px)."""
     from skimage.data import astronaut
 
     photograph, rng, x, frames = astronaut().mean(-1), np.random.default_rng(0), 20.0, []
@@ -182,8 +179,8 @@ def test_a_frame_by_number_is_that_frame_and_decoding_begins_at_its_key_frame(tm
 def test_features_of_chosen_frames_are_those_of_clips_cut_to_them(small_dino, tmp_path):
     def run(out, clips, *more):
         common.write_items(tmp_path / f"of-{out}", clips, {"data": "synthetic", "name": "clips"})
-        where = ["--data", f"{tmp_path}/of-{out}", "--out", f"{tmp_path}/{out}"]
-        return extract.main(["--model", str(small_dino), "--size", "48", "--points", "last", *where, *more])
+        where = f"--data {tmp_path}/of-{out} --out {tmp_path}/{out} --points last --grids all --size 48"
+        return extract.main(["--model", str(small_dino), *where.split(), *more])
 
     x = disc(moving=(35, 50), side=96)
     size = {"width": 96, "height": 96}

@@ -18,7 +18,6 @@ BETWEEN, HALF, LESS = [11.0, 10, 51, 50], [22.0, 10, 62, 50], [24.0, 10, 64, 50]
 HAND_MADE = {  # name: (truth, found per image: box, class, score; stats[1] of pycocotools' COCOeval)
     "an image without truth": ([[(A, 0)], []], [[(A, 0, 0.9)], [(A, 0, 0.95)]], 0.5),
     "a surer duplicate": ([[(A, 0)], [(B, 0)]], [[(A, 0, 0.9), (A, 0, 0.8)], [(B, 0, 0.5)]], 253 / 303),
-    "ties within an image": ([[(A, 0), (B, 0)]], [[(FAR, 0, 0.5), (A, 0, 0.5), (B, 0, 0.5)]], 2 / 3),
     "ties across images": ([[(A, 0)], [(B, 0)]], [[(FAR, 0, 0.5)], [(B, 0, 0.5), (FAR, 0, 0.5)]], 25.5 / 101),
     "the wrong name": ([[(A, 0), (B, 1)]], [[(A, 1, 0.9), (B, 1, 0.8)]], 0.25),
     "one box that could be two": ([[(A, 0), (NEAR, 0)]], [[(BETWEEN, 0, 0.9), (BETWEEN, 0, 0.9)]], 1),
@@ -172,11 +171,9 @@ def test_lpips_is_that_of_the_package_and_without_its_backbone_has_another_name(
     assert name == "lpips_random_backbone" and torch.equal(state, torch.random.get_rng_state())
     a, b = images(side=64), images(side=64, seed=1)
     x, y = (z.permute(0, 3, 1, 2) / 127.5 - 1 for z in (a, b))
-    theirs, close = model(x.requires_grad_(), y).flatten(), {"atol": 1e-6, "rtol": 1e-5}
+    theirs, close = model(x, y).flatten(), {"atol": 1e-6, "rtol": 1e-5}
     ours = metrics.lpips_to(model, x, metrics.lpips_features(model, y))
     torch.testing.assert_close(torch.stack([ours, distance(a, b).float()]), theirs.repeat(2, 1), **close)
-    gradients = [torch.autograd.grad(z.sum(), x)[0] for z in (ours, theirs)]
-    torch.testing.assert_close(*gradients, atol=1e-8, rtol=1e-4)
     assert distance(a, a).abs().max() == 0 < theirs.min()
 
 

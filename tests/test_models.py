@@ -14,13 +14,11 @@ import torch
 import transformers
 from conftest import ROOT
 from helpers import random_autoencoder
-from huggingface_hub import errors
 from peft import LoraConfig, get_peft_model
 from published import INTERNVL2, internvl2_config, internvl2_layout
 from registry import LANGUAGE, PUBLISHED
 from safetensors.torch import load_file, save_file
 from test_families import SIDES, folder_of, noise
-from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
 
 import cogvlm2
 import cost
@@ -62,10 +60,9 @@ def numel(module):
 
 
 def spelt_out(points):
-    names = []
-    for stack, _, last in (word.partition(".0-") for word in points.split()):
-        names += [f"{stack}.{i}" for i in range(int(last) + 1)] if last else [stack]
-    return names
+    """["vision.0", "vision.1"] of "vision.0-1"."""
+    words = re.sub(r"(\S+)\.0-(\d+)", lambda m: " ".join(f"{m[1]}.{i}" for i in range(int(m[2]) + 1)), points)
+    return words.split()
 
 
 def test_every_entry_of_the_hub_states_facts_and_is_built_here():
@@ -111,7 +108,6 @@ def test_a_misnomer_is_refused_in_one_sentence_with_a_name_that_works(refused, n
 def folder_with(folder, **config):
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config))
-    return {"path": str(folder), "name": folder.name, "kind": "encoder"}
 
 
 def test_a_model_is_found_by_name_repository_or_folder(tmp_path, monkeypatch, refused):
@@ -131,15 +127,12 @@ def test_a_model_is_found_by_name_repository_or_folder(tmp_path, monkeypatch, re
     assert find_model("fixed")["size"] == find_model("fixed")["clip"] == 50
     index = {"model": "own", "run": {"arguments": {"model": str(tmp_path / "own")}}}
     assert models.model_of(index)["size"] == 56 and models.model_of({"model": "gone"}) == {}
-    names = {"kaggle/7b-instruct/1": "7b-instruct", "a/own/2/adapter": "own", "a/own/model/3": "own"}
-    names |= {"tiny/op-n4/tuned/adapter": "tiny-op-n4-tuned", "m/1/op/tuned/": "m-op-tuned"}
-    assert {path: models.folder_name(path) for path in names} == names
 
 
 def hub_error(name, status):
     """One of huggingface_hub's exceptions, as a response with this status raises it."""
     response = SimpleNamespace(status_code=status, headers={}, request=SimpleNamespace(url="", method="GET"))
-    return getattr(errors, name)(f"{status} Client Error.", response=response)
+    return getattr(huggingface_hub.errors, name)(f"{status} Client Error.", response=response)
 
 
 LICENCE = "accept its licence at https://huggingface.co/facebook/dinov2-small, then `hf auth login`"
@@ -147,7 +140,7 @@ HUB = {
     LICENCE: hub_error("GatedRepoError", 403),
     "no such repository": hub_error("RepositoryNotFoundError", 401),
     "no revision 'v9'": hub_error("RevisionNotFoundError", 404),
-    "HF_HUB_OFFLINE": errors.OfflineModeIsEnabled(""),
+    "HF_HUB_OFFLINE": huggingface_hub.errors.OfflineModeIsEnabled(""),
     "cannot be reached": TimeoutError("no network"),
 }
 
@@ -256,9 +249,9 @@ def test_weights_read_one_by_one_trained_and_untrained_are_those_of_the_whole_mo
 def test_dinov2s_gated_mlp_which_is_stored_as_one_matrix_is_split(tmp_path):
     torch.manual_seed(0)
     size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "use_swiglu_ffn": True}
-    model = Dinov2Model(Dinov2Config(**size, image_size=48, patch_size=8))
+    model = transformers.Dinov2Model(transformers.Dinov2Config(**size, image_size=48, patch_size=8))
     model.save_pretrained(tmp_path)
-    BitImageProcessor().save_pretrained(tmp_path)
+    transformers.BitImageProcessor().save_pretrained(tmp_path)
     assert any("weights_in" in name for name in load_file(tmp_path / "model.safetensors"))
     found, _, weights = models.skeleton(find_model(str(tmp_path)), torch.float32)
     models.fill(found, weights, weights.like)

@@ -7,10 +7,12 @@ import re
 from html.parser import HTMLParser
 
 import pytest
+import test_align
 import torch
 import yaml
-from helpers import planted_boxes, planted_spaces
+from helpers import plant_features, write_squares
 from PIL import Image
+from test_probe import boxes_of
 
 import align
 import gate
@@ -41,19 +43,22 @@ shapes/gate1: {stage: gate, gate: 1, verdict: PIVOT, data_name: shapes, overridd
 """
 ROW = {"l1": 0.02, "l1_low": 0.01, "l1_high": 0.03, "moving_l1": 0.1, "temporal_ratio": 0.7, "static": False}
 FRAMES, CLIPS = 17, ("real", "vae", "copy", "flow", "past")
+MORE = """
+waiting/frames-4: {stage: frames, clips: 12, questions: 13, sources: 11, count: 4, equal_time: [],
+  first: motion4, methods: {motion4: {accuracy: 0.812, low: 0.7, high: 0.9}, uniform4: {accuracy: 0.5}},
+  gains: {uniform4: {gain: 0.278, gain_low: 0.1, gain_high: 0.3}}}
+future/verify: {stage: verify, pixel_auroc: 0.9123, repeat_reason: no take twice,
+  verifiers: {l1: {auroc: 0.9123, auroc_low: 0.8512, auroc_high: 0.9534, family: pixel,
+                   kinds: {direction: {auroc: 0.7654}}}},
+  horizons: {1: {diverged: 0.5, l1: &area {auroc: 0.9, auroc_low: 0.85, auroc_high: 0.95}}, 16: {l1: *area}},
+  risk_coverage: {coverage: [0.5, 1.0], risk: [0.1, 0.3], random: 0.3},
+  upper_bounds: {vae: {l1: 0.123}, repeat: null},
+  video_model: {clips: 288, verifiers: {l1: {all: {auroc: 0.6543}}}}}
+"""
 
 
 def colour(clip, row, t):
     return 40 + 60 * clip, 40 + 40 * row, 10 * t
-
-
-def sheet(path, size=16):
-    """A sheet of two clips in which every frame has its own colour; returns its entry for the YAML."""
-    clips = {}
-    for f, name in enumerate(CLIPS):
-        x = torch.tensor([[colour(c, f, t) for t in range(FRAMES)] for c in range(2)], dtype=torch.uint8)
-        clips[name] = x[:, :, None, None].repeat(1, 1, size, size, 1)
-    return video.sheet(clips, [f"the circle of clip {c} moves up" for c in range(2)], path)
 
 
 def planted(results, model="tiny"):
@@ -61,11 +66,16 @@ def planted(results, model="tiny"):
     for name, content in yaml.safe_load(RESULTS).items():
         save_yaml(results / model / f"{name}.yaml", content | KINDS | {"model": model})
     Image.effect_noise((1200, 900), 90).save(results / model / "shapes/gate1.png")
-    ahead = results / model / "future"
+    ahead, clips = results / model / "future", {}
     ahead.mkdir(parents=True)
+    for f, name in enumerate(CLIPS):  # every frame has its own colour
+        x = torch.tensor([[colour(c, f, t) for t in range(FRAMES)] for c in range(2)], dtype=torch.uint8)
+        clips[name] = x[:, :, None, None].repeat(1, 1, 16, 16, 1)
+    texts = [f"the circle of clip {c} moves up" for c in range(2)]
     found = {"stage": "video", "model": None, "video": "tiny-ltx", "video_weights": "small", **KINDS}
     found |= {"conditioning": "past", "horizons": {h: dict.fromkeys(CLIPS[1:], ROW) for h in (1, 16)}}
-    found |= {"continuations": dict.fromkeys(CLIPS, ROW), "sheet": sheet(ahead / "video-continue-sheet.png")}
+    sheet = video.sheet(clips, texts, ahead / "video-continue-sheet.png")
+    found |= {"continuations": dict.fromkeys(CLIPS, ROW), "sheet": sheet}
     save_yaml(ahead / "video-continue.yaml", found)
     return results
 
@@ -166,20 +176,6 @@ def test_the_table_has_a_line_for_every_verdict(tmp_path, capsys):
     assert all("bbox_iou 0.612 PASS, lpips* 0.612 PASS" in line for line in lines)
 
 
-MORE = """
-waiting/frames-4: {stage: frames, clips: 12, questions: 13, sources: 11, count: 4, equal_time: [],
-  first: motion4, methods: {motion4: {accuracy: 0.812, low: 0.7, high: 0.9}, uniform4: {accuracy: 0.5}},
-  gains: {uniform4: {gain: 0.278, gain_low: 0.1, gain_high: 0.3}}}
-future/verify: {stage: verify, pixel_auroc: 0.9123, repeat_reason: no take twice,
-  verifiers: {l1: {auroc: 0.9123, auroc_low: 0.8512, auroc_high: 0.9534, family: pixel,
-                   kinds: {direction: {auroc: 0.7654}}}},
-  horizons: {1: {diverged: 0.5, l1: &area {auroc: 0.9, auroc_low: 0.85, auroc_high: 0.95}}, 16: {l1: *area}},
-  risk_coverage: {coverage: [0.5, 1.0], risk: [0.1, 0.3], random: 0.3},
-  upper_bounds: {vae: {l1: 0.123}, repeat: null},
-  video_model: {clips: 288, verifiers: {l1: {all: {auroc: 0.6543}}}}}
-"""
-
-
 def test_selections_of_frames_and_verifiers_are_shown_with_their_intervals(tmp_path):
     save_yaml(tmp_path / "tiny/future/verify.yaml", {"stage": "verify", "model": "tiny", **KINDS})
     built(tmp_path)  # of a file that has almost nothing
@@ -194,7 +190,10 @@ def test_selections_of_frames_and_verifiers_are_shown_with_their_intervals(tmp_p
 
 @pytest.mark.slow
 def test_what_the_stages_write_is_what_the_page_reads(tmp_path):
-    probe.main(planted_boxes(tmp_path / "planted/boxes"))
-    align.main(planted_spaces(tmp_path / "planted/spaces"))
+    folder, boxes = tmp_path / "planted/boxes", boxes_of(n=40)
+    ids, _ = write_squares(folder, boxes, 32)
+    points = {"oracle": boxes[:, None, None, None].expand(-1, 1, 2, 2, -1) / 32}
+    probe.main(["--features", plant_features(folder / "features", ids, points, folder / "data")])
+    align.main(test_align.planted(tmp_path / "planted/spaces", {"near": test_align.near(0.1)}))
     text = Page(built(tmp_path)[1]).text
     assert "planted on spaces, with planted" in text and "boxes1.000 [1.000, 1.000], baseline 0." in text

@@ -13,7 +13,6 @@ import media
 import models
 import synthetic
 import tiny
-from claims import metadata_text
 from training import answered, word_prompt
 
 CHECKPOINTS = common.HERE / "results" / "tiny" / "checkpoints"
@@ -82,8 +81,8 @@ def test_the_committed_vlm_reads_direction_from_motion_and_not_from_a_frame(tmp_
 
 def test_the_committed_language_model_answers_from_facts_and_reports_missing_ones():
     model, tokenizer = models.load_language(models.find_model("tiny-words"))
-    facts = metadata_text("red circle", 0.97, [[0, 9], [14, 31]], "up", [[10, 13]])
-    nowhere = metadata_text("green star", 0.04, [], hidden=[], count=2)
+    facts = claims.metadata_text("red circle", 0.97, [[0, 9], [14, 31]], "up", [[10, 13]])
+    nowhere = claims.metadata_text("green star", 0.04, [], hidden=[], count=2)
     assert facts == "red circle: persistence 0.97; frames 0 to 9, 14 to 31; direction up; hidden 10 to 13"
     assert nowhere == "green star: persistence 0.04; frames none; hidden never; count 2"
     cases = [
@@ -93,9 +92,6 @@ def test_the_committed_language_model_answers_from_facts_and_reports_missing_one
     ]
     prompts = [word_prompt(tokenizer, question, context) for context, question, _ in cases]
     assert answered(model, tokenizer, prompts) == [answer for *_, answer in cases]
-    for text in (facts, "Ünïcode, \n and unknown words: xylophone 12345"):
-        assert tokenizer.decode(tokenizer(text).input_ids) == text
-    assert all(len(tokenizer(f" {t}").input_ids) == 1 for t in range(32))
 
 
 @pytest.mark.parametrize("name", tiny.FAMILIES)
@@ -129,6 +125,7 @@ def test_targets_are_flipped_with_their_images(kind, shapes_folder, moving_folde
         changed = [i | {"mask": m if moving else m[0]} for i, m in zip(items, x[..., 0], strict=True)]
         assert torch.equal(own, tiny.object_targets(changed, 4)[0])
         assert torch.equal(flipped[..., 0], targets[..., 0])
+        assert torch.equal(flipped == -100, targets == -100)
         for item, mask, row in zip(items, x[..., 0], flipped, strict=True):
             k = len(item["names"])  # the last object: in clips the one that moves
             ends = [(m == k).nonzero().float() for m in mask[[0, -1]]]
