@@ -227,11 +227,13 @@ def test_bad_input_costs_one_sentence(made, tmp_path, refused):
     half = {"latents": load_features(folder / "latents")[1]("latents") / 2 + 1}  # normalised one way only
     plant_features(tmp_path / "half", index["ids"], half, folder / "data", size=64)
     save_yaml(tmp_path / "other/index.yaml", index | {"ids": index["ids"][::-1]})
+    save_yaml(tmp_path / "align.yaml", {"stage": "align", "linear_r2_layer": None})  # no layer has a grid
     alone = {"latents": None, "vae": None, "evaluator": None, "random": None}
     bad = {"the smallest queries adapter": {"job": "scaling", "adapters": "queries"}}
     bad["has 1 frames"] = {"job": "prompt", **alone, "frames": 9}
     bad["does not hold latents of"] = {"latents": tmp_path / "half"}
     bad["same items"] = {"latents": tmp_path / "other"}
+    bad["linear_r2_layer"] = {"point": None, "align": tmp_path / "align.yaml"}
     for words, new in bad.items():
         refused(lambda given=new: adapt.main(changed(line, **given)), words)
     apply = f"apply --adapter {folder}/adapter.pt --features {folder}/features".split()

@@ -190,7 +190,7 @@ def planted_clips(n):
     made = []
     for k, c in enumerate(c for c in clips(n) if common.split_of(c["source"]) != "train"):
         kinds = planted(c, (k % 7, k % 4, k % 5))
-        kinds |= {"real": kinds["right"]}
+        kinds = {"real": kinds["right"]} | kinds
         if is_test(c):
             still = kinds["right"][:1].expand_as(kinds["right"])
             kinds |= {"copy": still, "past": kinds["late"], "first": kinds["direction"]}
