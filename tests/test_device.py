@@ -7,7 +7,7 @@ import contextlib
 import functools
 import importlib
 
-import pretend
+import helpers_pretend as pretend
 import pytest
 import torch
 from helpers import adapter_world, plant_features, random_autoencoder, random_language_model, video_world

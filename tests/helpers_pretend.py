@@ -24,7 +24,7 @@ _device_constructors()  # torch caches them: with its own tensor(), not with the
 DEVICE = torch.device("lazy", 0)
 REFUSED = Counter()
 INDEXED = ("index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index")
-NOT_SHOWN = ("site-packages/torch/", "pretend.py", "contextlib.py", "threading.py", "unittest/")
+NOT_SHOWN = ("site-packages/torch/", "helpers_pretend.py", "contextlib.py", "threading.py", "unittest/")
 
 
 def note(what):
