@@ -211,7 +211,7 @@ report: ; $(PY) report.py --results results --out results/report.html  ## result
 cost: ; $(PY) extract.py --cost --model $(MODEL) $(GATE:%=--gate %) $(REDUCE:%=--reduce %)  ## hours, disk
 kaggle: ; $(PY) tests/notebook.py --repository "$(REPOSITORY)" --out results/foresight.ipynb  ## one notebook
 plan: ; $(PY) tune.py plan --models $(MODEL) $(PLAN)  ## what fine-tuning MODEL needs of memory
-test test-fast: ; $(PY) -m pytest -q -n 2 --dist loadfile tests $(if $(findstring -,$@),-m "not slow")## tests
+test test-fast: ; $(PY) -m pytest -q -n2 --dist loadfile tests $(if $(findstring -,$@),-m "not slow") ## tests
 test-gpu: ; FORESIGHT_TEST_GPU=1 $(PY) -m pytest -q -m gpu tests  ## the tests of a GPU
 bench bench-gpu calibrate rehearse: ; $(PY) tests/$(subst -,_,$@).py  ## speed, errors of gate 1, real sizes
 clean: ; git clean -qfdX data results  ## remove data/ and results that are not part of the repository

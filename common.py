@@ -56,23 +56,25 @@ def check_choice(name, table, what):
     fail(f"unknown {what} {name!r}.{hint} Known: {', '.join(table)}.")
 
 
+ENDS = [
+    (KeyboardInterrupt, 130, "interrupted; the same command continues where it stopped"),
+    (
+        torch.OutOfMemoryError,
+        2,
+        "error: out of GPU memory ({}); give a smaller --batch or --size, or --stream",
+    ),
+    (MemoryError, 2, "error: out of memory; give fewer items or a smaller --batch"),
+]
+
+
 def end_in_words(kind, error, traceback):
     """The sys.excepthook of the scripts: an interruption or exhausted memory costs one sentence."""
-    if issubclass(kind, KeyboardInterrupt):
-        code, sentence = 130, "interrupted; the same command continues where it stopped"
-    elif issubclass(kind, torch.OutOfMemoryError):
-        reason = str(error).partition(". ")[0]
-        code, sentence = (
-            2,
-            f"error: out of GPU memory ({reason}); give a smaller --batch or --size, or --stream",
-        )
-    elif issubclass(kind, MemoryError):
-        code, sentence = 2, "error: out of memory; give fewer items or a smaller --batch"
-    else:
-        sys.__excepthook__(kind, error, traceback)
-        return
-    print(sentence, file=sys.stderr, flush=True)
-    os._exit(code)
+    for known, code, sentence in ENDS:
+        if issubclass(kind, known):
+            sys.stdout.flush()
+            print(sentence.format(str(error).partition(". ")[0]), file=sys.stderr, flush=True)
+            return os._exit(code)
+    return sys.__excepthook__(kind, error, traceback)
 
 
 def check_writable(path):

@@ -317,15 +317,14 @@ def gate1(entry, n=500, clips=200, points="quarters", reduce=0, size=None, vae="
     vae, other = find_model(vae), find_model(encoder)
     size, side = size or entry["size"], entry["clip"]
     last = list(facts.points)[-1].partition(".")[0] if facts.language else "vision"
-    layers = [p for p in facts.points if p.startswith(f"{last}.")]
-    middle = layers[round(len(layers) / 2) - 1]
-    both = [p for p in facts.points if p in (*points, middle)]
+    layers = [p for p in points if p.startswith(f"{last}.")]
+    middle = layers[(len(layers) - 1) // 2 :][:1]
     few = sorted(points, key=stored(shapes(entry, points, size), reduce).get)[-CHOSEN:]
     moving = side, clips, CLIP if passes_of(facts, CLIP)[0] == 1 else SINGLE
     rows = [
         extraction("images", entry, points, size, n, reduce=reduce),
         extraction("images untrained", entry, points, size, n, kept=few, reduce=reduce),
-        extraction("clips", entry, both, *moving, reduce=reduce, grids=[middle]),
+        extraction("clips", entry, points, *moving, reduce=reduce, grids=middle),
         extraction("clips untrained", entry, points, *moving, kept=few, grids=[]),
         extraction("frozen first", entry, points, side, clips, grids=[]),
         extraction("frozen middle", entry, points, side, clips, grids=[]),

@@ -2,7 +2,6 @@
 
     python extract.py --model tiny --data data/shapes --out results/tiny/shapes/features
     python extract.py --model tiny --data data/shapes --out results/tiny/shapes/features-random --random-init
-    python extract.py --model cogvlm2 --data data/shapes --stream --max-memory 15GB   # one layer at a time
     python extract.py --model cogvlm2 --cost      # what gate 1 needs: hours, disk, memory
     python extract.py --model cogvlm2 --check     # is this checkpoint read as its library reads it?
 
@@ -27,6 +26,7 @@ metrics.py, models.py, untrained.py, streaming.py.
 import argparse
 import atexit
 import datetime
+import gc
 import math
 import os
 import shutil
@@ -160,7 +160,7 @@ def open_model(job):
     if entry["kind"] == "vae":
         if args.stream:
             fail(f"{args.model} is an autoencoder, not a stack of layers; leave --stream out")
-        job.dtype = torch.float32  # what is measured in latents is not rounded
+        job.dtype, job.precision = torch.float32, "float32"  # 16 bits would be seen in the pixels
         job.model, job.processor = LOADERS["vae"](entry, job.device, job.dtype, seed)
     else:
         job.model, job.processor, job.weights = skeleton(entry, job.dtype, job.device, seed)
@@ -193,7 +193,10 @@ def points_of_questions(job):
 
 def place_weights(job):
     """Load the weights, or decide to stream them. Returns the bytes for streamed micro-batches, or None."""
-    args = job.args
+    args, job.capturing = job.args, capturing
+    if job.entry["kind"] == "vae":
+        job.capturing = latents_of
+        return None
     most = memory_size(args.max_memory) if args.max_memory else None
     job.network = network = Network(job.model, job.weights, job.device, job.points, list(job.modules)[-1])
     job.weights.ready(network.weights_of(network.needed))
@@ -226,8 +229,7 @@ def activations(job):
 
 def compute(job, todo):
     """Fit the map of --reduce where it is missing, then compute and write the shards `todo`."""
-    encoder = job.entry["kind"] != "vae"
-    budget = place_weights(job) if encoder else None
+    budget = place_weights(job)
     save_yaml(job.out / "modules.yaml", job.written)
     save_yaml(job.out / "plan.yaml", job.plan)
     name = f"{job.entry['name']} {Path(job.args.data).name}"
@@ -238,25 +240,16 @@ def compute(job, todo):
         else:
             layer_by_layer(job, capture, batches, budget)
 
-    capturing_points = capturing(job.model, job.modules) if encoder else latents_of(job.model)
-    with Writer() as job.write, capturing_points as capture:
+    with Writer() as job.write, job.capturing(job.model, job.modules) as capture:
         if job.reduce:
-            if fits_the_map(job):
-                pass_over([Fit(job, fitted_items(job))], capture)
-            wait_for_ranks(job.args)
-            job.maps = load_pt(job.out / "reduce.pt", REDUCE)["maps"]
+            file, first = job.out / "reduce.pt", int(os.environ.get("RANK", 0)) == 0
+            if not file.exists() and (first or job.args.shard):
+                train = [item for item in job.items if split_of(item["source"]) == "train"] or job.items
+                pass_over([Fit(job, with_chosen(train[:FIT_ITEMS], job.args.frames, job.args))], capture)
+            while not file.exists():  # the first rank fits it
+                time.sleep(1)
+            job.maps = load_pt(file, REDUCE)["maps"]
         pass_over([shard_of(job, number) for number in todo], capture)
-
-
-def fits_the_map(job):
-    """Whether this process fits reduce.pt: the first rank, or any --shard part, where there is none."""
-    first = int(os.environ.get("RANK", 0)) == 0 or job.args.shard
-    return first and not (job.out / "reduce.pt").exists()
-
-
-def fitted_items(job):
-    train = [item for item in job.items if split_of(item["source"]) == "train"]
-    return (train or job.items)[:FIT_ITEMS]
 
 
 def shard_of(job, number):
@@ -344,7 +337,7 @@ def plan_of(args, entry, items, data, dtype):
     plan = {"model": entry["name"], "checkpoint": fingerprint(entry), "revision": args.revision}
     plan["weights"] = "random" if args.random_init else entry["weights"]
     plan["random_seed"] = args.seed if args.random_init else None
-    plan["dtype"] = args.dtype or str(dtype).removeprefix("torch.")
+    plan["dtype"] = "mixed" if args.dtype == "mixed" else str(dtype).removeprefix("torch.")
     plan["items"] = same_items(items, data)
     plan |= {key: getattr(args, key) for key in ("size", "batch", "points", "grids", "reduce", "store")}
     if frame_methods(args, items):
@@ -384,8 +377,11 @@ def settle(job):
 
     clip = len(job.items[0].get("frames", ())) > 1
     open_model(job)
-    job.make_inputs(frames_of(job.items[0], job.args.size)[None])  # exits 2 for frames that do not fit
+    first = with_chosen(job.items[:1], job.args.frames, job.args)[0]
+    job.make_inputs(frames_of(first, job.args.size)[None])  # exits 2 for frames that do not fit
     job.stored = stored_points(job, clip)
+    if job.reduce not in (0, *range(8, 10**5)):
+        fail(f"--reduce {job.reduce} is too few numbers a token; give 8 or more, or 0 for all")
     frames = 1 if job.still else max(job.steps, 1)
     opened = job.model, job.points, job.make_inputs, job.args.size
     known = job.entry["kind"] != "vae" or "params" in job.entry  # sizes of small autoencoders are not priced
@@ -422,6 +418,9 @@ def one_model(args, started):
                 f"non-finite values in fp16: {len(job.again)} shards again, with the residual stream in fp32"
             )
             todo, job.again, job.precision = job.again, None, "mixed"
+            job.model = job.network = job.weights = None
+            gc.collect()  # replaced forwards refer to their model in circles
+            torch.cuda.empty_cache()
             open_model(job)
             compute(job, todo)
     if not wait_for_ranks(args):
@@ -466,7 +465,12 @@ def side_by_side(args, started):
     for entry, name, points in zip(entries, names, ("last", args.points), strict=True):
         print(f"-- {entry['name']}")
         settings = vars(args) | {"model": name, "points": points, "out": str(out / entry["name"])}
-        settings |= {"fused": [out / "pooled", *out.glob("fused.*")], "grids": "all", "reduce": 0}
+        settings |= {
+            "fused": [out / "pooled", *out.glob("fused.*")],
+            "grids": "all",
+            "reduce": 0,
+            "single_frames": 0,
+        }
         found = one_model(argparse.Namespace(**settings), started)
         if "shards_missing" in found:
             return found

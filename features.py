@@ -73,7 +73,7 @@ def directions(moments, k):
     width = len(cov)
     penalised = cov + 1e-2 * cov.trace() / width * torch.eye(width, dtype=cov.dtype)
     parts = []
-    for name in set(moments.products) - {"x"}:
+    for name in [name for name in SHARES if name in moments.products]:
         slopes = torch.linalg.solve(penalised, moments.covariance(name))
         explained = torch.linalg.eigh(slopes.T @ cov @ slopes)[1].flip(1)
         parts.append(F.normalize(slopes @ explained[:, : max(int(k * SHARES[name]), 1)], dim=0))
@@ -100,13 +100,25 @@ def pixel_grid(frames, grid, first_frame):
 
 
 class Writer:
-    """Writes files in order in a separate thread, while the next features are computed. At most two wait."""
+    """Writes files in order in a separate thread, while the next features are computed. At most two wait.
+
+    After an error nothing more is written: a shard that lacks a file must not be marked as complete.
+    """
 
     def __init__(self):
-        self.pool, self.jobs = ThreadPoolExecutor(1), deque()
+        self.pool, self.jobs, self.failed = ThreadPoolExecutor(1), deque(), False
+
+    def save(self, *args, **kwargs):
+        if self.failed:
+            return
+        try:
+            save_pt(*args, **kwargs)
+        except BaseException:
+            self.failed = True
+            raise
 
     def __call__(self, *args, **kwargs):
-        self.jobs.append(self.pool.submit(save_pt, *args, **kwargs))
+        self.jobs.append(self.pool.submit(self.save, *args, **kwargs))
         while len(self.jobs) > 2:
             self.jobs.popleft().result()
 
@@ -151,7 +163,7 @@ class Fit(Batches):
 
     def __init__(self, job, items):
         super().__init__(job, items)
-        self.moments, self.shape = {}, {}
+        self.moments, self.shape, self.added = {}, {}, set()
 
     def targets(self, k, grid, step):
         """{name: [n, h*w, c]} of what the cells of a grid show at a time step."""
@@ -164,6 +176,9 @@ class Fit(Batches):
 
     def add(self, k, point, x):
         """Features [n, t, h, w, D] of micro-batch k."""
+        if (k, point) in self.added:  # repeated after an out-of-memory error
+            return
+        self.added.add((k, point))
         self.shape[point] = x.shape[1:]
         h, w = x.shape[2:4]
         pick = torch.arange(0, h * w, max(h * w // FIT_TOKENS, 1))
@@ -266,6 +281,7 @@ class Shard(Batches):
             meta["shown"] = [item["shown"] for item in self.items]
         pooled = {p: self.pooled[p] for p in ("pixels", *self.job.written) if p in self.pooled}
         self.job.write(self.job.out / "pooled" / self.file, POOLED, self.ids, meta, pooled=pooled)
+        self.pooled = {}
 
 
 # ---------------------------------------------------------------- all items through the model

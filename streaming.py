@@ -27,7 +27,7 @@ class AllCaptured(Exception):
 
 @contextlib.contextmanager
 def capturing(model, modules):
-    """run(inputs, seen={}, only=modules) -> {point: output} of `modules` {point: module path}; thread-safe.
+    """run(inputs, seen=None, only=modules) -> {point: output} of `modules` {point: module path}; thread-safe.
 
     The pass ends at the last of them. Outputs are cloned, because transformers changes some of them in place
     later (in get_image_features).
@@ -74,7 +74,7 @@ def capture(model, inputs, modules):
 
 
 @contextlib.contextmanager
-def latents_of(vae):
+def latents_of(vae, modules=None):
     """`capturing` for an autoencoder: run(inputs) -> {"latents", "latents-raw": the mode}."""
 
     @torch.inference_mode()
@@ -169,9 +169,9 @@ MATRICES = torch.nn.Linear, torch.nn.Embedding, torch.nn.modules.conv._ConvNd
 
 
 def half_linear(self, x):
-    """x W^T + b in fp32, by an fp16 product of x scaled to at most 64, so that nothing overflows."""
+    """x W^T + b in fp32, by an fp16 product of x scaled to at most 64: large values do not overflow."""
     x = x.float()
-    # powers of two lose no precision, and stay on the device: no synchronisation
+    # a power of two keeps the digits of all but the smallest values, and needs no synchronisation
     scale = torch.exp2((x.abs().amax().clamp(min=1e-30).log2() - 6).ceil().clamp(min=0))
     y = F.linear((x / scale).to(self.weight.dtype), self.weight).float() * scale
     return y if self.bias is None else y + self.bias.float()

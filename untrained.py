@@ -32,7 +32,7 @@ class Untrained:
     def __init__(self, model, seed):
         self.seed, self.bytes, self.empty = seed, 0, copy.deepcopy(model)
         self.like = {name: x.to("meta") for name, x in model.state_dict().items()}
-        self.buffers = {name: x for name, x in model.state_dict().items() if not x.is_meta}
+        self.buffers = {name: x.cpu() for name, x in model.state_dict().items() if not x.is_meta}
         self.tied = getattr(model, "all_tied_weights_keys", {})
         # the weights of one module's children are drawn together
         self.drawn = functools.lru_cache(1)(self.draw)

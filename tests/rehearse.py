@@ -122,7 +122,7 @@ def stages_of(work):
 def rehearsed(at, name):
     """The rows of a run: predicted, measured, and their ratio."""
     with tempfile.TemporaryDirectory() as temporary:
-        work = Path(at.folder or temporary) / name
+        work = Path(at.folder or temporary) / f"rehearsal-{name}"
         entries, stages = make_run(at, name, work), stages_of(work)
         found = {"disk": sum(x.stat().st_size for x in work.glob("results/**/features*/**/*.pt"))}
         found["ram"] = max(stage["ram"] for stage in stages.values())
