@@ -28,7 +28,8 @@ import models
 import training
 import tune
 
-HOWS = ["pretended", "bfloat16", "float16", pytest.param("gpu", marks=pytest.mark.gpu)]
+HOWS = ["pretended", pytest.param("gpu", marks=pytest.mark.gpu)]
+HOWS += [pytest.param(half, marks=pytest.mark.slow) for half in ("bfloat16", "float16")]
 MOST = {torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 5e-2}  # error, of the norm of a feature
 MISTAKES = {
     "add of [(2,)] on the CPU": lambda x: x + torch.ones(2),
