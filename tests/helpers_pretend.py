@@ -160,12 +160,12 @@ def thread(self, start=threading.Thread._bootstrap_inner):
         start(self)
 
 
-STUBS = [(torch, "tensor", made_by(torch.tensor)), (torch, "as_tensor", made_by(torch.as_tensor))]
-STUBS += [(torch, "autocast", autocast), (torch, "lazy", torch.cpu)]
-STUBS += [(torch.inference_mode, "__enter__", enter), (threading.Thread, "_bootstrap_inner", thread)]
-STUBS += [(torch.inference_mode, "__exit__", lambda mode, *error: torch.set_grad_enabled(mode.before))]
-STUBS += [(torch.Tensor, "pin_memory", lambda self: self), (torch.cuda, "stream", contextlib.nullcontext)]
-STUBS += [(torch.cuda, name, mock.MagicMock()) for name in ("Stream", "current_stream", "synchronize")]
+REPLACED = [(torch, "tensor", made_by(torch.tensor)), (torch, "as_tensor", made_by(torch.as_tensor))]
+REPLACED += [(torch, "autocast", autocast), (torch, "lazy", torch.cpu)]
+REPLACED += [(torch.inference_mode, "__enter__", enter), (threading.Thread, "_bootstrap_inner", thread)]
+REPLACED += [(torch.inference_mode, "__exit__", lambda mode, *error: torch.set_grad_enabled(mode.before))]
+REPLACED += [(torch.Tensor, "pin_memory", lambda self: self), (torch.cuda, "stream", contextlib.nullcontext)]
+REPLACED += [(torch.cuda, name, mock.MagicMock()) for name in ("Stream", "current_stream", "synchronize")]
 
 
 @contextlib.contextmanager
@@ -187,8 +187,8 @@ def gpu():
     with contextlib.ExitStack() as stack:
         stack.callback(future.set_overwrite_module_params_on_conversion, before)
         future.set_overwrite_module_params_on_conversion(True)  # Module.to replaces the parameters
-        for owner, name, stub in STUBS:
-            stack.enter_context(mock.patch.object(owner, name, stub, create=name == "lazy"))
+        for owner, name, other in REPLACED:
+            stack.enter_context(mock.patch.object(owner, name, other, create=name == "lazy"))
         stack.enter_context(chosen(DEVICE))
         stack.enter_context(Mode())
         yield REFUSED
