@@ -85,8 +85,8 @@ points = $(if $(filter $(MODEL) $(COMPARED) $(ENCODER)+$(MODEL),$(call path,$(mo
 F = results/$(model)/$(data)
 how = $(addprefix --size ,$(word 2,$(subst @, ,$(data)))) $(if $(filter $(MOVING)%,$(data)),--single-frames 8)
 tokens = $(or $(if $(filter $(MOVING),$(data)),$(GRIDS)),$(if $(filter $(MOVING)-%,$(data)),none),all)
-extract = extract.py --model $(call path,$1) --data $2 $3 --overwrite $(REDUCE:%=--reduce %) $(into)
-features = $(call extract,$(model),data/$(firstword $(subst @, ,$(data))),$1 $(how) --grids $(tokens))
+encode = extract.py --model $(call path,$1) --data $2 $3 --overwrite $(REDUCE:%=--reduce %) $(EXTRACT) $(into)
+features = $(call encode,$(model),data/$(firstword $(subst @, ,$(data))),$1 $(how) --grids $(tokens))
 cmd.features/index.yaml = $(call features,--points $(points))
 chosen = --points-of $F/probe-layers.yaml $(if $(filter $F,$R),$F/align-layers.yaml)
 cmd.features-random/index.yaml = $(call features,--random-init\
@@ -135,7 +135,7 @@ layers = $(if $(filter $M,$(here)),$(PLANTED_POINTS),$(if $(filter $S,$(here)),l
 VERIFIERS := $(foreach m,$(MODEL) $(ENCODER) $(VAE),$P/planted-features/$(call name,$m))
 cmd.planted/index.yaml = verify.py plant $(window) --vae $(VAE) --generated $P/generated $(into)
 in.planted/index.yaml = $P/video-continue.yaml
-cmd.planted-features = $(call extract,$(here),$P/planted,--points $(layers) --grids all)
+cmd.planted-features = $(call encode,$(here),$P/planted,--points $(layers) --grids all)
 cmd.explain-planted.yaml = explain.py describe --model $(MODEL) --generated $P/planted --frames 16 $(to)
 cmd.verify.yaml = verify.py score --rollouts $P/planted --latents $(VERIFIERS)\
 	--futures $P/video-futures.yaml --words $P/explain-planted-actions.pt $(to)

@@ -40,10 +40,11 @@ import streaming
 # run: its checkpoints by variable of the Makefile, other variables, and the file that make makes
 FEATURES = "results/{MODEL}/shapes-n{N}/features/index.yaml"
 GATE1 = {"N": 16, "SEED": 172}  # with this seed, train, val and test have at least four images and clips
+TWO = {"N": 2, "MEMORY": "6GB"}
 RUNS = {
     "gate1": ({"MODEL": "qwen2.5-vl-3b", "ENCODER": "dinov2-l", "VAE": "ltx"}, GATE1, "gate1"),
-    "cogvlm2": ({"MODEL": "cogvlm2"}, {"N": 2, "MEMORY": "6GB"}, FEATURES),
-    "internvl2": ({"MODEL": "internvl2"}, {"N": 2, "MEMORY": "6GB"}, FEATURES),
+    "cogvlm2": ({"MODEL": "cogvlm2"}, TWO | {"EXTRACT": "--dtype bf16 --batch 1"}, FEATURES),
+    "internvl2": ({"MODEL": "internvl2"}, TWO, FEATURES),
 }
 BOUNDS = {"disk": 0.05, "ram": 0.2, "flops": 0.1, "seconds": None}
 
@@ -94,17 +95,18 @@ def make_run(at, name, work):
     return entries
 
 
-def predicted(entries, n, streamed):
-    """What cost.py says of a run on n images and clips: bytes of disk and memory, seconds here."""
-    entry, here = entries["MODEL"], cost.measured_rate()
+def predicted(entries, variables, streamed):
+    """What cost.py says of a run on N images and clips: bytes of disk and memory, seconds here."""
+    entry, here, n = entries["MODEL"], cost.measured_rate(), variables["N"]
     points, side = cost.points_of(entry, "quarters"), entry["size"]
-    rows = [cost.extraction("images", entry, points, side, n)]
+    batch = 1 if "--batch 1" in variables.get("EXTRACT", "") else min(n, 8)
+    rows = [cost.extraction("images", entry, points, side, n, batch=batch)]
     if "VAE" in entries:
         rows = cost.gate1(entry, n, n, vae=entries["VAE"]["path"], encoder=entries["ENCODER"]["path"])
     found = {"disk": sum(row.written for row in rows), "ram": max(row.cpu for row in rows)}
-    if streamed:  # two layers in fp32, not all
-        facts = cost.facts_of(entry)
-        found["ram"] -= 4 * (facts.params - facts.head - facts.outside - 2 * facts.layer)
+    if streamed:  # two layers of 2 or 4 bytes a weight, not all
+        wide = 1 if "bf16" in variables.get("EXTRACT", "") else 2
+        found["ram"] = max(row.ram - cost.CUDA + wide * (row.streamed - 1e9) for row in rows)
     return found | {"seconds": 3600 * sum(cost.columns(row, here)["here_hours"] for row in rows)}
 
 
@@ -127,7 +129,7 @@ def rehearsed(at, name):
         found = {"disk": sum(x.stat().st_size for x in work.glob("results/**/features*/**/*.pt"))}
         found["ram"] = max(stage["ram"] for stage in stages.values())
         found["seconds"] = sum(stage["seconds"] for stage in stages.values())
-        expected = predicted(entries, RUNS[name][1]["N"], any(s["streamed"] for s in stages.values()))
+        expected = predicted(entries, RUNS[name][1], any(s["streamed"] for s in stages.values()))
         for entry in entries.values():
             key, side = f"flops_{entry['name']}", entry["size"]
             found[key] = flops(entry["path"], bench.noise(1, side))
