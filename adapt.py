@@ -59,7 +59,6 @@ from common import (
 from media import foreground, frames_of
 from metrics import (
     MASK,
-    ap_criterion,
     ap_runs,
     box_truth,
     edge_f1,
@@ -87,7 +86,7 @@ from models import (
     model_of,
     qwen_inputs,
 )
-from stats import bootstrap, clusters, criterion, holm, paired_test, resampled, token_ridge, widened
+from stats import clusters, criterion, holm, mean_interval, paired_test, resampled, token_ridge, widened
 from training import (
     Tuned,
     add_training_flags,
@@ -297,7 +296,7 @@ def shrink(x, side=6):
 
 
 def evaluator_scores(tokens, rows, items, split, epochs, seed):
-    """({name: spatial IoU [S, n_test]}, {name: ap runs}) of decoded images. tokens of the evaluator: {name:
+    """({name: spatial IoU [S, n_test]}, {name: mAP [S, sources]}) of decoded images. tokens of the evaluator: {name:
     [S*n_test, h, w, D]}, of `originals` all items. Probes are fitted on the originals' train and val items.
     """
     test, n = split["test"], len(items)
@@ -332,7 +331,7 @@ def evaluator_scores(tokens, rows, items, split, epochs, seed):
     for k in names:
         parts = shrink(tokens[k]).unflatten(0, (-1, len(test)))
         each = [ap_runs(predict, part, test_truth, all_test, sources=sources) for part in parts]
-        runs[k] = {key: torch.cat([e[key] for e in each]) for key in ("ap", "draws")}
+        runs[k] = torch.cat(each)
     return iou, runs
 
 
@@ -573,7 +572,7 @@ def row_of(w, a, trained, scores, more=None):
         "seconds_per_step": sorted(r["seconds_per_step"] for _, r in trained)[len(trained) // 2],
     } | ({"copied_parameters": a["copied"][0]} if "copied" in a else {})
     for key, x in scores.items():
-        ends = bootstrap(x, w.sources, seed=w.seed)
+        ends = mean_interval(x, w.sources)
         row |= dict(zip((key, f"{key}_low", f"{key}_high"), ends, strict=True))
         row[f"{key}_seeds"] = x.mean(1).tolist()
     return row | (more or {})
@@ -736,14 +735,15 @@ def run_latents(w, started):
     # The untrained network is a control, not a baseline: its first layers still hold nearly every pixel.
     baselines, beside = ["mean_image", "other_item"], [k for k in rows if k == "random_init"]
     criteria = criteria_of(w, scores, "adapter", baselines, len(val_loss), controls=beside)
-    criteria["recon_map50"] = ap_criterion(
+    criteria["recon_map50"] = criterion(
         runs["adapter"],
         {k: runs[k] for k in baselines},
-        w.sources,
-        upper_bound=runs["vae"]["ap"].mean().item(),
+        range(runs["adapter"].shape[1]),
+        upper_bound=runs["vae"].mean().item(),
+        n=len(w.sources),
         layer=w.point,
         options_searched=len(val_loss),
-        controls={k: runs[k]["ap"].mean() for k in beside},
+        controls={k: runs[k].mean() for k in beside},
     )
     table = {
         k: {
@@ -993,10 +993,11 @@ def run_hybrid(w, started):
     shown = "model", "model_twice", "oracle"
     criteria = criteria_of(w, scores, "fused", (*rivals, "mean_image"), len(rivals), shown)
     maps = detections(w, trained, arms, ("fused", "zero", "noise", "twice", "shuffled"))
-    criteria["fused_map50"] = ap_criterion(
+    criteria["fused_map50"] = criterion(
         maps["fused"],
         {k: m for k, m in maps.items() if k != "fused"},
-        w.sources,
+        range(maps["fused"].shape[1]),
+        n=len(w.sources),
         layer=w.point,
         options_searched=len(maps) - 1,
     )
@@ -1011,9 +1012,9 @@ def run_hybrid(w, started):
     }
     table = table_of(w, arms, trained, scores, {})
     for name, row in table.items():
-        row["recon_map50"] = runs[name]["ap"].mean()
+        row["recon_map50"] = runs[name].mean()
     for name, runs_of in maps.items():
-        table[name]["fused_map50"] = runs_of["ap"].mean()
+        table[name]["fused_map50"] = runs_of.mean()
     result = facts(w) | {"spatial": index["model"], "spatial_layer": last, **answer}
     for name, test in (("model_adds", adds), ("spatial_adds", repairs)):
         result |= {f"{name}_{k}": test[k] for k in ("gain", "gain_low", "gain_high", "p")}
@@ -1030,7 +1031,7 @@ def run_hybrid(w, started):
 
 
 def detections(w, trained, arms, names):
-    """{name: ap runs} of a set probe (five seeds) on the fused tokens of each arm's first seed."""
+    """{name: mAP [5, sources]} of a set probe (five seeds) on the fused tokens of each arm's first seed."""
     _, truth, classes = box_truth(w.items)
     out = {}
     for name in names:

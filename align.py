@@ -574,7 +574,7 @@ def pooled_matrix(xs, ys, items, split, args):
             "permuted_items": len(some),
         }
         tables[m] = score
-    tables["linear_r2"] = pooled_r2(xs, ys, split)
+    tables["linear_r2"] = pooled_r2(xs, ys, split, sources)
     named = {}
     for m, table in tables.items():
         rows = zip(xs, table.tolist(), strict=True)
@@ -582,7 +582,7 @@ def pooled_matrix(xs, ys, items, split, args):
     return named, best
 
 
-def pooled_r2(xs, ys, split):
+def pooled_r2(xs, ys, split, sources):
     """R2 on test of a ridge from each layer to the first principal components of each point, [L, M]."""
     train, test = split["train"], split["test"]
     targets = {}
@@ -592,7 +592,7 @@ def pooled_r2(xs, ys, split):
         targets[name] = (y[:, 0] - mean) @ directions
     kernels = torch.stack([gram(x, train) for x in xs.values()])
     columns = []
-    for name, (found, _) in solve_ridge(*spectrum(kernels, train), targets, train).items():
+    for name, (found, _) in solve_ridge(*spectrum(kernels, train), targets, train, sources).items():
         true = targets[name][test]
         columns.append(1 - (found[:, test] - true).square().sum((1, 2)) / true.square().sum())
     return torch.stack(columns, 1)

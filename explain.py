@@ -127,10 +127,10 @@ from models import (
     spread,
 )
 from stats import (
-    bootstrap,
     criterion,
     holm,
     mean_and_interval,
+    mean_interval,
     paired_test,
     ratio,
     ridge,
@@ -384,7 +384,7 @@ def run_frames(args, started):
     }
     table = {}
     for name in names:
-        mean, low, high = bootstrap(correct[name], sources, seed=args.seed)
+        mean, low, high = mean_interval(correct[name], sources)
         table[name] = {"accuracy": mean, "low": low, "high": high} | {
             k: facts[name][k] for k in ("seconds_choosing", "seconds_answering")
         }
@@ -618,13 +618,10 @@ def binding(args, items, split, read, points, model):
             row |= {"answer": answer.mean(), "answer_baseline": shuffled.mean()}
         else:
             if question == "box":
-                found = {
-                    p: box_iou(
-                        ridge(read(p)[index].flatten(1), {"box": largest}, split["train"])["box"].clamp(0, 1),
-                        largest,
-                    )
-                    for p in points
-                }
+                every, found = [i["source"] for i in items], {}
+                for p in points:
+                    boxes = ridge(read(p)[index].flatten(1), {"box": largest}, split["train"], every)["box"]
+                    found[p] = box_iou(boxes.clamp(0, 1), largest)
                 at = best_point(found, split["val"])
                 shared = {"constant": box_iou(largest[split["train"]].median(0).values, target)}
                 more = {}
@@ -707,7 +704,7 @@ def run_semantic(args, started):
     )
     table = {name: {"n": len(here)} for name, here in clips.items()}
     for (question, name), score in scores.items():
-        values = bootstrap(score.diagonal(), [i["source"] for i in clips[name]], seed=args.seed)
+        values = mean_interval(score.diagonal(), [i["source"] for i in clips[name]])
         keys = (question, f"{question}_low", f"{question}_high")
         table[name] |= dict(zip(keys, values, strict=True))
         table[name][f"{question}_unparsed"] = unparsed[question, name]
@@ -828,7 +825,7 @@ def describe_scores(answers, names, main, truth, vocabulary, majority_action, so
         for place, name in enumerate(names):
             named = names_actions(texts[place * n : (place + 1) * n], kind, vocabulary)
             score[name, kind, k] = named[:, column].double()  # [answers, clips]
-            mean, low, high = bootstrap(score[name, kind, k].diagonal(), sources, seed=seed)
+            mean, low, high = mean_interval(score[name, kind, k].diagonal(), sources)
             row = {"recall": mean, "low": low, "high": high, "unparsed": (~named.any(1)).double().mean()}
             table[name][f"{kind}-{k}"] = row
     searched = [(kind, k) for name, kind, k in score if name == "real"]
@@ -863,7 +860,7 @@ def describe_scores(answers, names, main, truth, vocabulary, majority_action, so
             **more,
         )
         for name, x in retention.items():
-            interval = bootstrap(x, sources, seed=seed)
+            interval = mean_interval(x, sources)
             table[name] |= dict(zip(("retention", "retention_low", "retention_high"), interval, strict=True))
     headline = {"kind": kind, "frames": k}
     rows = {
@@ -1409,9 +1406,7 @@ def score_claims(items, described, seed):
                 if key == "claim_precision" or kind != "absence"
             ),
         ]:
-            row |= mean_and_interval(
-                key + end, torch.tensor([r[2] for r in part]), [r[0] for r in part], seed
-            )
+            row |= mean_and_interval(key + end, torch.tensor([r[2] for r in part]), [r[0] for r in part])
     return row
 
 
@@ -1425,14 +1420,14 @@ def method_row(items, asks, runs, seed):
             for texts in runs
         ]
     )
-    row = {"questions": len(place)} | mean_and_interval("accuracy", correct, sources, seed)
+    row = {"questions": len(place)} | mean_and_interval("accuracy", correct, sources)
     kinds = [asks[n].kind for n in place]
 
     def of(*some):
         return [m for m, kind in enumerate(kinds) if kind in some]
 
     for kind in dict.fromkeys(kinds):
-        row |= mean_and_interval(kind, correct[:, of(kind)], [sources[m] for m in of(kind)], seed)
+        row |= mean_and_interval(kind, correct[:, of(kind)], [sources[m] for m in of(kind)])
     abstained = torch.tensor(
         [
             [float(parse_answer(texts[n], "persistence", asks[n].name) in UNANSWERABLE) for n in place]
@@ -1444,14 +1439,14 @@ def method_row(items, asks, runs, seed):
         *((f"abstains_{kind}", (kind,)) for kind in UNANSWERABLE),
         ("abstains_wrongly", [k for k in QUESTION_KINDS if k not in UNANSWERABLE]),
     ):
-        row |= mean_and_interval(key, abstained[:, of(*some)], [sources[m] for m in of(*some)], seed)
+        row |= mean_and_interval(key, abstained[:, of(*some)], [sources[m] for m in of(*some)])
     f1 = torch.tensor(
         [
             [frame_f1(texts[place[m]], asks[place[m]].answer, asks[place[m]].name) for m in of("frames")]
             for texts in runs
         ]
     )
-    row |= mean_and_interval("frame_f1", f1, [sources[m] for m in of("frames")], seed)
+    row |= mean_and_interval("frame_f1", f1, [sources[m] for m in of("frames")])
     twins = {(a.role, a.item, a.kind, a.name): n for n, a in enumerate(asks) if a.role != "question"}
     for key, first, second in (
         ("order_persistence", "question", "permuted"),
@@ -1478,7 +1473,7 @@ def method_row(items, asks, runs, seed):
                 for texts in runs
             ]
         )
-        row |= mean_and_interval(key, same, [items[asks[m].item]["source"] for m, _ in pairs], seed)
+        row |= mean_and_interval(key, same, [items[asks[m].item]["source"] for m, _ in pairs])
     return row, correct
 
 
@@ -1516,7 +1511,7 @@ def score_changes(items, pairs, runs, seed):
             ]
             for texts in runs
         ]
-        row |= mean_and_interval(key, torch.tensor(correct), sources, seed)
+        row |= mean_and_interval(key, torch.tensor(correct), sources)
     return row
 
 
@@ -1543,7 +1538,7 @@ def score_ablations(items, asks, runs, seed):
         # the only object of a clip has none to be exchanged with
         some = two if how == "swapped" else range(len(asks))
         table[how] = {"questions": len(some)} | mean_and_interval(
-            "accuracy", correct[:, some], [sources[m] for m in some], seed
+            "accuracy", correct[:, some], [sources[m] for m in some]
         )
         if how != "on" and some:
             tests[how] = paired_test(
@@ -1567,7 +1562,7 @@ def score_ablations(items, asks, runs, seed):
             for texts in runs["swapped"]
         ]
         table["swapped"] |= mean_and_interval(
-            "true_of_other", torch.tensor(correct), [sources[n] for n in apart], seed
+            "true_of_other", torch.tensor(correct), [sources[n] for n in apart]
         )
     return table, tests
 

@@ -8,7 +8,7 @@ import torch
 
 from common import fail
 from media import frames_of, grey_of
-from stats import bootstrap, clusters, detectable, ratio, record, widened, with_bounds
+from stats import clusters, mean_interval, pseudo_values, ratio, with_bounds
 
 # ---------------------------------------------------------------- boxes, masks, detection
 
@@ -33,40 +33,41 @@ def mask_iou(a, b):
     return torch.where(union > 0, inter / union.clamp(min=1), 1.0)
 
 
-def coco_ap50(truth, predictions, n_boot=200, seed=0, sources=None):
-    """mAP at IoU 0.5 by pycocotools: (ap, low, high, resampled values); 95% interval of resampled sources.
+def coco_of(images, classes):
+    """A pycocotools set of per-image columns: boxes [m, 4] xyxy, classes [m] and, of predictions, scores."""
+    from pycocotools.coco import COCO
+
+    coco, rows = COCO(), []
+    for i, image in enumerate(images):
+        for (x1, y1, x2, y2), c, *score in zip(*(column.tolist() for column in image), strict=True):
+            w, h = max(x2 - x1, 0), max(y2 - y1, 0)
+            row = {"id": len(rows) + 1, "image_id": i, "category_id": int(c), "iscrowd": 0}
+            row |= {"bbox": [x1, y1, w, h], "area": w * h}
+            rows.append(row | ({"score": score[0]} if score else {}))
+    coco.dataset = {
+        "images": [{"id": i} for i in range(len(images))],
+        "categories": [{"id": c} for c in classes],
+        "annotations": rows,
+    }
+    coco.createIndex()
+    return coco
+
+
+def coco_ap50(truth, predictions, sources=None):
+    """(mAP at IoU 0.5 by pycocotools, its pseudo-values [C] by the sources of the images, fp64).
 
     truth: per image (boxes [m,4] xyxy, classes [m]); predictions: (boxes [q,4], classes [q], scores [q]).
-    Every call draws the same resamples. Images are matched once; a resample only accumulates again.
+    Images are matched once; without one of C sources (default: the images) they only accumulate again.
     """
-    from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
     classes = sorted({int(c) for _, cs in truth for c in cs})
-
-    def coco_of(images):
-        coco, rows = COCO(), []
-        for i, image in enumerate(images):
-            for (x1, y1, x2, y2), c, *score in zip(*(column.tolist() for column in image), strict=True):
-                w, h = max(x2 - x1, 0), max(y2 - y1, 0)
-                row = {"id": len(rows) + 1, "image_id": i, "category_id": int(c), "iscrowd": 0}
-                row |= {"bbox": [x1, y1, w, h], "area": w * h}
-                rows.append(row | ({"score": score[0]} if score else {}))
-        coco.dataset = {
-            "images": [{"id": i} for i in range(len(images))],
-            "categories": [{"id": c} for c in classes],
-            "annotations": rows,
-        }
-        coco.createIndex()
-        return coco
-
     with contextlib.redirect_stdout(None):
-        run = COCOeval(coco_of(truth), coco_of(predictions), "bbox")
+        run = COCOeval(coco_of(truth, classes), coco_of(predictions, classes), "bbox")
         run.params.iouThrs, run.params.maxDets = np.array([0.5]), [1, 10, 100]
         run.params.areaRng, run.params.areaRngLbl = run.params.areaRng[:1], ["all"]
         run.evaluate()
         matched = np.array(run.evalImgs, dtype=object).reshape(len(classes), len(truth))
-        rng = np.random.default_rng(seed)
 
         def ap(pick):
             run.evalImgs = matched[:, pick].reshape(-1).tolist()
@@ -75,14 +76,9 @@ def coco_ap50(truth, predictions, n_boot=200, seed=0, sources=None):
             precision = run.eval["precision"][0, :, :, 0, -1]
             return float(precision[precision > -1].mean()) if (precision > -1).any() else 0.0
 
-        value = ap(np.arange(len(truth)))
-        cluster = clusters(range(len(truth)) if sources is None else sources).numpy()
-        members = np.split(np.argsort(cluster, kind="stable"), np.cumsum(np.bincount(cluster))[:-1])
-        draws = [
-            ap(np.concatenate([members[c] for c in rng.integers(0, len(members), len(members))]))
-            for _ in range(n_boot)
-        ]
-    return value, *(np.quantile(draws, [0.025, 0.975]).tolist() if draws else (value, value)), draws
+        whole, cluster = ap(np.arange(len(truth))), clusters(sources or range(len(truth))).numpy()
+        deleted = [ap(np.flatnonzero(cluster != c)) for c in range(cluster.max() + 1)]
+    return whole, pseudo_values(torch.tensor(whole), torch.tensor(deleted, dtype=torch.float64))
 
 
 # ---------------------------------------------------------------- ground truth
@@ -270,41 +266,14 @@ def train_set_probe(
     return predict
 
 
-def ap_runs(predict, x, truth, pick, n_boot=100, sources=None):
-    """mAP@0.5 of S runs on items `pick` of x [n, K, D] or [J, n, K, D]: {ap [S], draws [S, n_boot]}."""
+def ap_runs(predict, x, truth, pick, sources=None):
+    """`coco_ap50` of S runs on items `pick` of x [n, K, D] or [J, n, K, D]: pseudo-values [S, sources]."""
     boxes, names, scores = predict(x[..., pick, :, :])
     true = [(truth[i][0] * 1000, truth[i][1]) for i in pick]
-    runs = [
-        coco_ap50(true, list(zip(boxes[s] * 1000, names[s], scores[s], strict=True)), n_boot, sources=sources)
-        for s in range(len(boxes))
-    ]
-    return {"ap": torch.tensor([r[0] for r in runs]), "draws": torch.tensor([r[3] for r in runs])}
-
-
-def ap_criterion(runs, baselines, sources, upper_bound=1.0, blind=None, **more):
-    """The record of mAP, as of `criterion`, from resamples of `ap_runs`. sources: one per test item."""
-    means = {k: f["ap"].mean().item() for k, f in baselines.items()}
-    best = max(means, key=means.get)
-    gain = runs["draws"].mean(0) - baselines[best]["draws"].mean(0)
-    q, count, score = torch.tensor([0.025, 0.975]), len(set(sources)), runs["ap"].mean().item()
-    low, high = widened(score, *runs["draws"].flatten().quantile(q).tolist(), count)
-    gain_low, gain_high = widened(score - means[best], *gain.quantile(q).tolist(), count)
-    tail = min((gain <= 0).sum().item(), (gain >= 0).sum().item())
-    paired = {
-        "gain": score - means[best],
-        "gain_low": gain_low,
-        "gain_high": gain_high,
-        "mde": detectable(gain_low, gain_high),
-        "p": min(1.0, 2 * (1 + tail) / (1 + len(gain))),
-        "seeds": len(runs["ap"]),
-        "seed_std": runs["ap"].std().item(),
-    }
-    shuffled_gain = None
-    if blind:
-        lead = (baselines["shuffled"]["draws"] - baselines[blind]["draws"]).mean(0)
-        shuffled_gain = lead.quantile(0.025).item()
-    interval = score, low, high
-    return record(interval, "higher", sources, means, best, upper_bound, paired, blind, shuffled_gain, more)
+    runs = []
+    for columns in zip(boxes * 1000, names, scores, strict=True):
+        runs.append(coco_ap50(true, list(zip(*columns, strict=True)), sources)[1])
+    return torch.stack(runs)
 
 
 # ---------------------------------------------------------------- images
@@ -552,7 +521,7 @@ def motion_row(generated, real, vae, sources, moving_sources, seed):
     row = {}
     for name, x in columns.items():
         row_sources = moving_sources if name == "direction_accuracy" else sources
-        row |= with_bounds(name, (None,) * 3 if x is None else bootstrap(x, row_sources, seed=seed))
+        row |= with_bounds(name, (None,) * 3 if x is None else mean_interval(x, row_sources))
     return row
 
 

@@ -410,7 +410,7 @@ def timelines(items, truth, answers, seed, every):
                 found[key][session] = value
     row = {}
     for key, values in found.items():
-        row |= mean_and_interval(key, torch.tensor(list(values.values())), list(values), seed)
+        row |= mean_and_interval(key, torch.tensor(list(values.values())), list(values))
     return row
 
 
@@ -438,7 +438,7 @@ def operation_row(items, truth, answers, seed, every, counts):
         test = macro_tested(matrices, matrices, seed)
         row |= {"macro_f1": test["score"], "macro_f1_low": test["low"], "macro_f1_high": test["high"]}
         accuracy = hits(truth, answers, "operation", range(len(items)))
-        row |= mean_and_interval("accuracy", accuracy, sources, seed)
+        row |= mean_and_interval("accuracy", accuracy, sources)
         if fixed:
             row["accuracy_fixed"] = accuracy[fixed].sum().item() / len(fixed)
             row["macro_f1_fixed"] = f1("operation", fixed)
@@ -446,11 +446,11 @@ def operation_row(items, truth, answers, seed, every, counts):
     if "next" in answers:
         at = [k for k, t in enumerate(truth["next"]) if t is not None]
         accuracy = hits(truth, answers, "next", at)
-        row |= mean_and_interval("next_accuracy", accuracy, [sources[k] for k in at], seed)
+        row |= mean_and_interval("next_accuracy", accuracy, [sources[k] for k in at])
         row["next_macro_f1"] = f1("next", at)
     for key in ("start", "end"):
         if key in answers:
-            row |= mean_and_interval(f"{key}_error", seconds_off(items, answers, key), sources, seed)
+            row |= mean_and_interval(f"{key}_error", seconds_off(items, answers, key), sources)
     return row
 
 

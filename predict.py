@@ -65,7 +65,7 @@ from models import (
     model_of,
     qwen_inputs,
 )
-from stats import averaged, bootstrap, criterion, gain_of, holm, paired_test, ridge, with_bounds
+from stats import averaged, criterion, gain_of, holm, mean_interval, paired_test, ridge, with_bounds
 from training import Tuned, attention, pixel_loss, ranks, resample, train
 
 # reads: tokens of the past, of its last frame ("last"), or of the past at the middle language layer
@@ -320,14 +320,11 @@ def stills(clips):
 def best_layer(w, points):
     """The layer with the lowest val error of ridge regression on the change of latents at the middle horizon."""
     change = (w.future - w.present[:, None])[:, len(w.horizons) // 2].flatten(1)
-    val, error = w.split["val"], {}
+    sources, val, error = [i["source"] for i in w.items], w.split["val"], {}
     for point in tqdm(points, desc="layers", unit="point"):
-        error[point] = (
-            (ridge(w.read(point).flatten(1), {"change": change}, w.split["train"])["change"] - change)[val]
-            .square()
-            .mean()
-            .item()
-        )
+        x = w.read(point).flatten(1)
+        found = ridge(x, {"change": change}, w.split["train"], sources)["change"]
+        error[point] = (found - change)[val].square().mean().item()
     return min(error, key=error.get)
 
 
@@ -579,7 +576,7 @@ def row_of(w, scores, z, shown, copy, oracle):
     for key, x in scores.items():
         x = x.nanmean(2) if "moving" in key else x.mean(2)
         if not x.isnan().any(0).all():
-            row |= averaged(key, x, w.test_sources, w.seed)
+            row |= averaged(key, x, w.test_sources)
     for key in ("cosine", "l1", "moving_l1", w.lpips_name):
         score, base = scores[key].nanmean(2), copy[key].nanmean(2)
         pair = (base, score) if key == "cosine" else (score, base)
@@ -663,7 +660,7 @@ def scaling(w, name, smaller, copy_error):
         error = 1 - latent_cosine(
             predict(w, name, trained, read, w.split["test"]), w.future[w.split["test"]]
         ).mean(2)
-        table[n] = with_bounds("error", bootstrap(error, w.test_sources, seed=w.seed))
+        table[n] = with_bounds("error", mean_interval(error, w.test_sources))
     fit = power_law(list(table), [r["error"] for r in table.values()])
     needed = None
     if fit and fit["baseline"] < copy_error < fit["baseline"] + fit["scale"] and fit["exponent"] > 0.01:

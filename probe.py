@@ -61,7 +61,6 @@ from common import (
 from media import foreground, frames_of
 from metrics import (
     MASK,
-    ap_criterion,
     ap_runs,
     box_iou,
     box_truth,
@@ -79,12 +78,12 @@ from metrics import (
 )
 from stats import (
     Lazy,
-    bootstrap,
     chunks,
     control_leaks,
     criterion,
     gram,
     holm,
+    mean_interval,
     paired_test,
     read_once,
     ridge,
@@ -126,9 +125,11 @@ def box_scores(found, largest):
     return iou["true"], torch.stack([iou[f"shuffled{s}"] for s in range(SEEDS)]), found["true"].clamp(0, 1)
 
 
-def probe_boxes(x, largest, split, seed=0):
+def probe_boxes(x, largest, split, sources, seed=0):
     """`box_scores` of the ridge from flattened features x [n, ...]."""
-    return box_scores(ridge(x.flatten(1), box_targets(largest, split, seed), split["train"]), largest)
+    return box_scores(
+        ridge(x.flatten(1), box_targets(largest, split, seed), split["train"], sources), largest
+    )
 
 
 def rotated(x):
@@ -281,21 +282,21 @@ def train_decoder(x, frames, split, seed=0, batch=16):
 
 
 def probe_sets(jobs, grid, truth, classes, split, seed, sources):
-    """Set prediction of {name: (tokens [n, K, r], labels, softplus)}: {name: {val, test, last: {ap, draws}}}.
-    mAP@0.5 [SEEDS] against `truth`; the `sources` of test are resampled; last: without early stopping."""
+    """Set prediction of {name: (tokens [n, K, r], labels, softplus)}: {name: {val, test, last}}.
+    mAP@0.5 against `truth`, [SEEDS, sources] of the part; last: of test, without early stopping."""
     x, labels, softplus = zip(*jobs.values(), strict=True)
     x = torch.stack(x)
     parts = split["train"], split["val"], SEEDS
     predict = train_set_probe(x, grid, list(labels), classes, *parts, seed=seed, softplus=softplus)
     runs = {
-        "val": ap_runs(predict, x, truth, split["val"], 0),
-        "test": ap_runs(predict, x, truth, split["test"], sources=sources),
-        "last": ap_runs(functools.partial(predict, last=True), x, truth, split["test"], 0),
+        "val": ap_runs(predict, x, truth, split["val"]),
+        "test": ap_runs(predict, x, truth, split["test"], sources),
+        "last": ap_runs(functools.partial(predict, last=True), x, truth, split["test"], sources),
     }
     found = {name: {} for name in jobs}
     for which, run in runs.items():
-        for name, ap, draws in zip(jobs, run["ap"].split(SEEDS), run["draws"].split(SEEDS), strict=True):
-            found[name][which] = {"ap": ap, "draws": draws}
+        for name, ap in zip(jobs, run.split(SEEDS), strict=True):
+            found[name][which] = ap
     return found
 
 
@@ -310,7 +311,7 @@ def poolings(pooled):
     }
 
 
-def read_motion(pooled, points, targets, train, also=()):
+def read_motion(pooled, points, targets, train, sources, also=()):
     """Ridge from every pooling of every point: {(point, pooling): {task: predictions [1 + also, n, c]}}.
 
     pooled {point: {mean, max: [n, t, D]}} trains the map; it is also applied to each of `also`. targets
@@ -319,7 +320,7 @@ def read_motion(pooled, points, targets, train, also=()):
     for point in points:
         views = [poolings(p[point]) for p in (pooled, *also)]
         for view in views[0]:
-            z = ridge(torch.cat([v[view] for v in views]), targets, train)
+            z = ridge(torch.cat([v[view] for v in views]), targets, train, sources)
             found[point, view] = {task: x.unflatten(0, (len(views), -1)) for task, x in z.items()}
     return found
 
@@ -393,7 +394,7 @@ def by_stratum(groups, scores, baselines, test, sources, seed):
         out[name] = row = {"n": int(pick.sum())}
         for task in scores if row["n"] >= 5 else ():
             some = [sources[i] for i in pick.nonzero().flatten().tolist()]
-            row |= with_bounds(task, bootstrap(scores[task][pick], some, seed=seed))
+            row |= with_bounds(task, mean_interval(scores[task][pick], some))
             row[f"{task}_baseline"] = baselines[task][pick].mean().item()
     return out
 
@@ -543,7 +544,8 @@ def solve_boxes(kernels, images):
     """`box_scores` of {name: kernel [n, n]}: one solve for all layers, labels and penalties."""
     train = images.split["train"]
     targets = box_targets(images.largest, images.split, images.seed)
-    solved = solve_ridge(*spectrum(torch.stack(list(kernels.values())), train), targets, train)
+    sources = [i["source"] for i in images.items]
+    solved = solve_ridge(*spectrum(torch.stack(list(kernels.values())), train), targets, train, sources)
     found = {}
     for k, name in enumerate(kernels):
         found[name] = box_scores({task: boxes[k] for task, (boxes, _) in solved.items()}, images.largest)
@@ -706,15 +708,17 @@ def detection_record(layers, ranked, images):
         parts = len(images.classes), images.split, images.seed, images.sources
         runs |= probe_sets(same, grid, truth, *parts)
     at_layers = [name for name in runs if isinstance(name, tuple)]
-    best = max(at_layers, key=lambda name: runs[name]["val"]["ap"].mean())
+    best = max(at_layers, key=lambda name: runs[name]["val"].mean())
     names = ("shuffled", "pixels", "random_init", "position_only")
     baselines = {name: runs[name]["test"] for name in names if name in runs}
     about = {"layer": best[0], "size_code": best[1], "options_searched": 1 + len(ranked)}
     about["classes"] = len(images.classes)
     for code in ("sigmoid", "softplus"):
-        about[f"{code}_sizes"] = runs[first, code]["test"]["ap"].mean()
-    about["without_early_stopping"] = runs[best]["last"]["ap"].mean()
-    return ap_criterion(runs[best]["test"], baselines, images.sources, blind="position_only", **about)
+        about[f"{code}_sizes"] = runs[first, code]["test"].mean()
+    about["without_early_stopping"] = runs[best]["last"].mean()
+    found = runs[best]["test"]
+    about["n"] = len(images.sources)
+    return criterion(found, baselines, range(found.shape[1]), blind="position_only", **about)
 
 
 def layer_table(layers, points, baseline, images):
@@ -734,7 +738,7 @@ def layer_table(layers, points, baseline, images):
     for (point, task), adjusted in holm(p).items():
         table[point][f"{task}_p_holm"] = adjusted
     for point in points:
-        _, low, high = bootstrap(layers[point]["bbox_iou"][test], images.sources, seed=seed)
+        _, low, high = mean_interval(layers[point]["bbox_iou"][test], images.sources)
         table[point] |= {"bbox_iou_low": low, "bbox_iou_high": high}
     return table
 
@@ -826,6 +830,10 @@ class Clips:
     def sources(self):
         return [self.items[i]["source"] for i in self.split["test"]]
 
+    @property
+    def every_source(self):
+        return [i["source"] for i in self.items]
+
     def correct(self, answer, truth=None):
         """1.0 where the largest of [n, 8] is the direction, else 0.0."""
         return (answer.argmax(1) == (self.direction if truth is None else truth)).float()
@@ -867,7 +875,7 @@ def read_trained(pooled, points, clips, seed, frozen):
     {task: the (point, pooling) that is best on val})."""
     train = clips.split["train"]
     targets = with_shuffled(clips.targets, train, seed)
-    found = read_motion(pooled, points, targets, train, frozen.values())
+    found = read_motion(pooled, points, targets, train, clips.every_source, frozen.values())
     return found, {task: best_reading(found, task, clips) for task in clips.targets}
 
 
@@ -958,11 +966,11 @@ def motion(args, items, split, pooled, pooled_random, points, frozen=None):
     readers = {"trained": trained}
     test, targets, train = clips.split["test"], clips.targets, clips.split["train"]
     for frame, x in frozen.items():
-        readers[f"{frame}_frame"] = read_motion(x, points, targets, train)
+        readers[f"{frame}_frame"] = read_motion(x, points, targets, train, clips.every_source)
     if pooled_random:  # only where a criterion is measured
         needed = points_of({task: p for task, (p, _) in chosen.items()}, points)
         check_untrained(needed, pooled_random, getattr(args, "random", None))
-        readers["random_init"] = read_motion(pooled_random, needed, targets, train)
+        readers["random_init"] = read_motion(pooled_random, needed, targets, train, clips.every_source)
 
     found = {}
     for task, at in chosen.items():

@@ -1,4 +1,4 @@
-"""Statistics: bootstrap, paired tests, Holm's correction, the record of a criterion, ridge regression."""
+"""Statistics: intervals over sources and seeds, paired tests, the record of a criterion, ridge regression."""
 
 import math
 
@@ -34,24 +34,65 @@ def resampled(n, n_boot, g):
     )
 
 
-def bootstrap(scores, sources, n_boot=2000, seed=0):
-    """(mean, low, high) of `scores` [n] or [seeds, n]: 95%, from resampled sources and seeds, `widened`.
-
-    Items of one source stay together (cluster bootstrap; Field & Welsh 2007).
-    """
+def rows_of(scores):
+    """Scores [n] or [seeds, n] as fp64 [seeds, n]."""
     scores = torch.as_tensor(scores, dtype=torch.float64)
-    scores = scores[None] if scores.ndim == 1 else scores
+    return scores[None] if scores.ndim == 1 else scores
+
+
+def by_source(scores, sources):
+    """Scores [seeds, n] as a table [seeds, C] of C sources, with the same mean of every row.
+
+    A source counts by its items: the mean of items is a ratio of sums over sources, here linearised.
+    """
     cluster = clusters(sources)
     count = torch.bincount(cluster).double()
     total = torch.zeros(len(scores), len(count), dtype=torch.float64).index_add_(1, cluster, scores)
-    g = torch.Generator().manual_seed(seed)
-    weights = resampled(len(count), n_boot, g)
-    means = (weights @ total.T) / (weights @ count)[:, None]  # [n_boot, seeds]
-    if len(scores) > 1:
-        means = means.gather(1, torch.randint(len(scores), means.shape, generator=g))
-    mean = scores.mean().item()
-    low, high = means.mean(1).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    return mean, *widened(mean, low, high, len(count))
+    mean = scores.mean()
+    return mean + (total - mean * count) / count.mean()
+
+
+def variance_of_mean(table):
+    """(variance of the mean of a table [seeds, sources], degrees of freedom), both ways random.
+
+    Mean squares of a crossed design without replication: sources + seeds - rest, with the degrees of freedom
+    of Satterthwaite (1946). A single row has the variance of a mean over sources.
+    """
+    rows, columns = table.shape
+    of_columns = (table.mean(0).var() / columns).item()
+    if rows == 1:
+        return of_columns, columns - 1
+    of_rows = (table.mean(1).var() / rows).item()
+    rest = table - table.mean(0) - table.mean(1, keepdim=True) + table.mean()
+    free = (rows - 1) * (columns - 1)
+    of_rest = (rest.square().sum() / (free * rows * columns)).item()
+    both = of_columns + of_rows - of_rest
+    if both <= max(of_columns, of_rows):  # one way varies no more than chance
+        return max((of_columns, columns - 1), (of_rows, rows - 1))
+    squares = of_columns**2 / (columns - 1) + of_rows**2 / (rows - 1) + of_rest**2 / free
+    return both, both**2 / squares
+
+
+def mean_interval(scores, sources):
+    """(mean, low, high) of scores [n] or [seeds, n]: the 95% interval of the mean over sources and seeds.
+
+    Student's t with `variance_of_mean`. A single source has no bounds: (-inf, inf).
+    """
+    from scipy.special import stdtrit
+
+    table = by_source(rows_of(scores), sources)
+    mean = table.mean().item()
+    if table.shape[1] < 2:
+        return mean, -math.inf, math.inf
+    variance, free = variance_of_mean(table)
+    half = float(stdtrit(free, 0.975)) * variance**0.5
+    return mean, mean - half, mean + half
+
+
+def pseudo_values(whole, deleted):
+    """Jackknife pseudo-values [..., G] of a statistic, whole [...], and deleted [..., G] without each of G
+    groups of sources. Their mean is `whole`, their spread that of the statistic (Efron & Tibshirani 1993)."""
+    return whole[..., None] + (deleted.shape[-1] - 1) * (deleted.mean(-1, keepdim=True) - deleted)
 
 
 def with_bounds(name, values):
@@ -59,24 +100,43 @@ def with_bounds(name, values):
     return dict(zip((name, f"{name}_low", f"{name}_high"), values, strict=True))
 
 
-def paired_test(a, b, sources, n_perm=2000, seed=0):
-    """Mean of a - b with a cluster-bootstrap interval and a two-sided p from flipping signs of whole sources.
+def sign_flips(differences, sources, seed=0):
+    """{name: two-sided p} of {name: differences [n]}, by flipping the signs of whole sources.
 
-    a, b: [n] or [seeds, n]. p = (1 + exceedances) / (1 + n_perm) (Phipson & Smyth 2010).
+    p = (1 + exceedances) / (1 + permutations) (Phipson & Smyth 2010). 400 permutations for every difference,
+    at least 2,000, so that Holm's correction over all of them can reject.
     """
+    totals = [by_source(rows_of(d), sources)[0] for d in differences.values()]
+    totals = torch.stack(totals, 1)  # [C, differences]
+    permutations = max(2000, 400 * len(differences))
+    g, exceed = torch.Generator().manual_seed(seed), torch.zeros(totals.shape[1])
+    for size in torch.ones(permutations).split(2000):
+        signs = torch.randint(2, (len(size), len(totals)), generator=g).double() * 2 - 1
+        exceed += ((signs @ totals).abs() >= totals.sum(0).abs() - 1e-9 * totals.abs().sum(0)).sum(0)
+    return dict(zip(differences, ((1 + exceed) / (1 + permutations)).tolist(), strict=True))
 
-    def per_item(x):
-        x = torch.as_tensor(x, dtype=torch.float64)
-        return x if x.ndim == 1 else x.mean(0)
 
-    difference = per_item(a) - per_item(b)
-    mean, low, high = bootstrap(difference, sources, seed=seed)
-    cluster = clusters(sources)
-    total = torch.zeros(int(cluster.max()) + 1, dtype=torch.float64).index_add_(0, cluster, difference)
-    g = torch.Generator().manual_seed(seed)
-    signs = torch.randint(2, (n_perm, len(total)), generator=g).double() * 2 - 1
-    exceed = ((signs @ total).abs() >= total.sum().abs() - 1e-12).sum().item()
-    return {"gain": mean, "gain_low": low, "gain_high": high, "p": (1 + exceed) / (1 + n_perm)}
+def paired_test(a, b, sources, seed=0):
+    """{gain, gain_low, gain_high, p} of a - b, scores [n] or [seeds, n] of the same items.
+
+    The interval is `mean_interval` of the differences. p is that of `sign_flips`, of several seeds that of
+    the interval's t: flips of sources would take the seeds for the only ones.
+    """
+    from scipy.special import stdtr
+
+    a, b = rows_of(a), rows_of(b)
+    if len(a) != len(b):
+        a, b = (x.mean(0, keepdim=True) if len(x) < max(len(a), len(b)) else x for x in (a, b))
+    difference = a - b
+    mean, low, high = mean_interval(difference, sources)
+    found = {"gain": mean, "gain_low": low, "gain_high": high}
+    if len(difference) == 1:
+        return found | {"p": sign_flips({"p": difference[0]}, sources, seed)["p"]}
+    table = by_source(difference, sources)
+    if table.shape[1] < 2:
+        return found | {"p": 1.0}
+    variance, free = variance_of_mean(table)
+    return found | {"p": 2 * float(stdtr(free, -abs(mean) / variance**0.5)) if variance else float(mean == 0)}
 
 
 def ratio(values, reference):
@@ -107,37 +167,17 @@ def criterion(scores, baselines, sources, upper_bound=1.0, better="higher", seed
     blind: the baseline without features. If shuffled labels score higher, `leak` is "shuffled".
     """
     sign = 1 if better == "higher" else -1
-    mean, low, high = bootstrap(scores, sources, seed=seed)
-    baseline_means = {name: bootstrap(f, sources, n_boot=1)[0] for name, f in baselines.items()}
-    best = max(baseline_means, key=lambda name: sign * baseline_means[name])
+    score, low, high = mean_interval(scores, sources)
+    means = {name: rows_of(x).mean().item() for name, x in baselines.items()}
+    best = max(means, key=lambda name: sign * means[name])
+    headroom, leak = upper_bound - means[best], None
 
     def against(values, name):
-        values, baseline = (sign * torch.as_tensor(x, dtype=torch.float64) for x in (values, baselines[name]))
-        return paired_test(values, baseline, sources, seed=seed)
+        return paired_test(sign * rows_of(values), sign * rows_of(baselines[name]), sources, seed)
 
+    if blind and control_leaks(against(baselines["shuffled"], blind)["gain_low"], means[blind], upper_bound):
+        leak = "shuffled"
     gain = against(scores, best)
-    gain["mde"] = detectable(gain["gain_low"], gain["gain_high"])
-    shuffled_gain = blind and against(baselines["shuffled"], blind)["gain_low"]
-    return record(
-        (mean, low, high),
-        better,
-        sources,
-        baseline_means,
-        best,
-        upper_bound,
-        gain,
-        blind,
-        shuffled_gain,
-        more,
-    )
-
-
-def record(interval, better, sources, baselines, best, upper_bound, gain, blind, shuffled_gain, more):
-    """The YAML of a criterion. interval: (score, low, high); baselines: {name: mean}; gain: over the `best`;
-    shuffled_gain: the lower bound of the gain of shuffled labels over `blind`."""
-    score, low, high = interval
-    headroom, sign = upper_bound - baselines[best], 1 if better == "higher" else -1
-    leak = blind and control_leaks(shuffled_gain, baselines[blind], upper_bound)
     return {
         "score": score,
         "low": low,
@@ -145,14 +185,15 @@ def record(interval, better, sources, baselines, best, upper_bound, gain, blind,
         "better": better,
         "n": len(sources),
         "sources": len(set(sources)),
-        "baseline": baselines[best],
+        "baseline": means[best],
         "baseline_name": best,
         "upper_bound": upper_bound,
-        "skill": (score - baselines[best]) / headroom if sign * headroom > 0 else None,
+        "skill": (score - means[best]) / headroom if sign * headroom > 0 else None,
         **gain,
-        "leak": "shuffled" if leak else None,
+        "mde": detectable(gain["gain_low"], gain["gain_high"]),
+        "leak": leak,
         **more,
-        "baselines": baselines,
+        "baselines": means,
     }
 
 
@@ -179,11 +220,32 @@ def spectrum(kernels, train):
     return k, values.clamp(min=0), vectors
 
 
-def solve_ridge(k, values, vectors, targets, train):
-    """Dual ridge of every layer on every task: {task: (predictions [L, n, c], leave-one-out errors [L, c])}.
+def left_out(residual, shrink, vectors, groups):
+    """Residuals [L, m, P, C] of m items as if the map were fitted without the item's group, [m] numbers.
 
-    targets {task: [n, c]}; errors are mean squares. The penalty is chosen by exact leave-one-out:
-    e_i / (1 - H_ii), H = 11'/m + K (K + aI)^-1 (Golub, Heath & Wahba 1979).
+    (I - H_gg)^-1 e_g, H = 11'/m + V shrink V': leave-one-out where every group is one item.
+    """
+    m, out = len(groups), torch.empty_like(residual)
+    for size in groups.bincount()[groups].unique().tolist():
+        rows = (groups.bincount()[groups] == size).nonzero().flatten()
+        rows = rows[groups[rows].argsort(stable=True)].view(-1, size)  # [groups, size]
+        if size == 1:
+            hat = 1 / m + vectors[:, rows[:, 0]].square() @ shrink  # [L, groups, P]
+            out[:, rows[:, 0]] = residual[:, rows[:, 0]] / (1 - hat).clamp(min=1e-9)[..., None]
+            continue
+        same = torch.eye(size, dtype=residual.dtype, device=residual.device)
+        for layer, v in enumerate(vectors[:, rows]):  # [groups, size, m]
+            hat = 1 / m + torch.einsum("gsk,kp,gtk->gpst", v, shrink[layer], v)
+            solved = torch.linalg.solve((1 + 1e-9) * same - hat, residual[layer][rows].transpose(1, 2))
+            out[layer][rows.flatten()] = solved.transpose(1, 2).flatten(0, 1)
+    return out
+
+
+def solve_ridge(k, values, vectors, targets, train, sources):
+    """Dual ridge of every layer on every task: {task: (predictions [L, n, c], errors left out [L, c])}.
+
+    targets {task: [n, c]}; sources: of the n items. The penalty has the least mean square of `left_out`:
+    cross-validation that leaves out each source in turn (Golub, Heath & Wahba 1979).
     """
     y = torch.cat(list(targets.values()), 1).double()
     mean = y[train].mean(0)
@@ -192,27 +254,27 @@ def solve_ridge(k, values, vectors, targets, train):
     scale = values.mean(1).clamp(min=1e-300)
     penalties = PENALTIES.to(scale.device) * scale[:, None]  # [L, P]
     shrink = values[..., None] / (values[..., None] + penalties[:, None])  # [L, m, P]
-    hat = 1 / len(train) + vectors.square() @ shrink
     # all penalties in one product
     fitted = vectors @ (shrink[..., None] * coordinates[:, :, None]).flatten(2)
-    residual = (y[:, None] - fitted.unflatten(2, (len(PENALTIES), -1))) / (1 - hat).clamp(min=1e-9)[..., None]
-    errors, out, first = residual.square().mean(1), {}, 0  # [L, P, C]
+    residual = y[:, None] - fitted.unflatten(2, (len(PENALTIES), -1))
+    groups = clusters([sources[i] for i in train.tolist()])
+    errors = left_out(residual, shrink, vectors, groups).square().mean(1)  # [L, P, C]
+    out, first, every = {}, 0, torch.arange(len(k))
     for task, t in targets.items():
-        part = slice(first, first := first + t.shape[1])
-        every, best = torch.arange(len(k)), errors[..., part].mean(2).argmin(1)  # [L]
-        found = (
-            k @ (vectors @ (coordinates[..., part] / (values + penalties[every, best][:, None])[..., None]))
-            + mean[part]
-        )
+        part = slice(first, first + t.shape[1])
+        first += t.shape[1]
+        best = errors[..., part].mean(2).argmin(1)  # [L]
+        weights = coordinates[..., part] / (values + penalties[every, best][:, None])[..., None]
+        found = k @ (vectors @ weights) + mean[part]
         out[task] = found.float(), errors[every, best, part]
     return out
 
 
-def ridge(x, targets, train):
+def ridge(x, targets, train, sources):
     """Dual ridge with an unpenalised intercept for all tasks. x [n, d] fp32 -> {task: predictions [n, c]}."""
     x = x - x[train].mean(0)
     kernel = x @ (x[train] if len(train) < len(x) else x).T
-    solved = solve_ridge(*spectrum(kernel[None], train), targets, train)
+    solved = solve_ridge(*spectrum(kernel[None], train), targets, train, sources)
     return {task: found[0] for task, (found, _) in solved.items()}
 
 
@@ -349,10 +411,10 @@ def signed_rank(difference, sources):
     return float(wilcoxon(means.numpy()).pvalue) if means.abs().max() > 0 else 1.0
 
 
-def averaged(name, x, sources, seed):
+def averaged(name, x, sources):
     """{name, name_low, name_high} of scores [seeds, n] without nan; all None if no clip has a score."""
     keep = (~x.isnan().any(0)).nonzero().flatten().tolist()
-    return mean_and_interval(name, x[:, keep], [sources[k] for k in keep], seed)
+    return mean_and_interval(name, x[:, keep], [sources[k] for k in keep])
 
 
 def gain_of(errors, baseline, sources, seed):
@@ -391,6 +453,6 @@ def verdict(*tests):
     return "no" if min(t["gain_high"] for t in tests) < LEAST else "inconclusive"
 
 
-def mean_and_interval(key, scores, sources, seed):
+def mean_and_interval(key, scores, sources):
     """{key, key_low, key_high} of scores [n] or [seeds, n]; all None without scores."""
-    return with_bounds(key, bootstrap(scores, sources, seed=seed) if len(sources) else (None,) * 3)
+    return with_bounds(key, mean_interval(scores, sources) if len(sources) else (None,) * 3)

@@ -84,13 +84,11 @@ def score_frames(truth, predicted, sources, seed):
         for at in (10, 25, 50)
     }
     row = {
-        key: value
-        for name, x in scores.items()
-        for key, value in mean_and_interval(name, x, sources, seed).items()
+        key: value for name, x in scores.items() for key, value in mean_and_interval(name, x, sources).items()
     }
     apart = torch.tensor([boundary_error(a, b) for a, b in pairs])
     at = (~apart.isnan()).nonzero().flatten().tolist()
-    return row | mean_and_interval("boundary_error", apart[at], [sources[k] for k in at], seed), micro
+    return row | mean_and_interval("boundary_error", apart[at], [sources[k] for k in at]), micro
 
 
 def best_cut(x, truth):
@@ -214,7 +212,7 @@ def score_tracks(items, tracks, folder, seed):
             },
         }
     for name, x in baselines.items():
-        head |= mean_and_interval(f"persistence_{name}", x, sources, seed)
+        head |= mean_and_interval(f"persistence_{name}", x, sources)
     head |= {k: v for k, v in table["tracker"].items() if k not in head} | {
         f"frame_f1_{n}": table[n]["frame_f1"] for n in ("always", "clock", "copy")
     }

@@ -61,7 +61,7 @@ from common import (
 from conversations import image_of_turn
 from media import fitted, frames_of
 from models import MODELS, RATE, attempt, auto_classes, find_model, load_language, load_vlm, pin, processor_of
-from stats import bootstrap, criterion, paired_test
+from stats import criterion, mean_interval, paired_test
 from training import (
     Soft,
     add_training_flags,
@@ -198,7 +198,7 @@ def by_kind(turns, pick, train, scores, sources, seed):
         columns = [j for j, i in enumerate(pick) if turns[i][0] == kind]
         train_answers = [turns[i][2] for i in train if turns[i][0] == kind]
         majority = max(sorted(set(train_answers)), key=train_answers.count)
-        accuracy, low, high = bootstrap(scores[:, columns], [sources[j] for j in columns], seed=seed)
+        accuracy, low, high = mean_interval(scores[:, columns], [sources[j] for j in columns])
         table[kind] = {
             "accuracy": accuracy,
             "low": low,
@@ -281,7 +281,7 @@ def run_words(w, started):
     found = criterion(scores[:, short], baselines, [sources[j] for j in short], seed=w.seed)
     criteria = {"accuracy": found}
     forgotten = paired_test(base_lists, lists_after, range(LISTS), seed=w.seed)
-    naming_after = bootstrap(lists_after, range(LISTS), seed=w.seed)
+    naming_after = mean_interval(lists_after, range(LISTS))
     shortest = min(len(r["losses"]) for r in records)  # --patience
     losses = np.mean([r["losses"][:shortest] for r in records], 0)
     facts = ("epoch", "steps", "seconds_per_step")

@@ -51,7 +51,7 @@ from common import (
 from media import grey_of
 from metrics import BASELINES, HORIZONS, load_lpips, ssim, windows
 from models import decode_generated_clips, encode_generated_clips, find_model, fingerprint, load_video_vae
-from stats import bootstrap, clusters, resampled, widened, with_bounds
+from stats import clusters, mean_interval, resampled, widened, with_bounds
 
 # {kind of planted clip: is it right?} All pass through the autoencoder, as generated clips do, so that decoder
 # artefacts tell a verifier nothing.
@@ -960,7 +960,7 @@ def evaluate_best(w, scores, family, best, areas, draws, promised):
     bound = conformal_bound(scores[pixel][where(w.val & ~w.right), -1], promised)
     accepted = x > bound
     wrong, sources = where(~right), [w.sources[k] for k in test]
-    error = bootstrap(accepted[wrong].double(), [sources[k] for k in wrong], seed=w.seed)
+    error = mean_interval(accepted[wrong].double(), [sources[k] for k in wrong])
     error = error[0], max(error[1], 0.0), min(error[2], 1.0)
     by_kind = {}
     for kind in (kind for kind in PLANTED if kind in w.kinds):

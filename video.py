@@ -124,7 +124,7 @@ def scored(errors, measures, direction_correct, sources, moving_sources, seed):
     table = {}
     for n in errors:
         table[n] = {
-            k: v for m, x in overall[n].items() for k, v in averaged(m, x, sources, seed).items()
+            k: v for m, x in overall[n].items() for k, v in averaged(m, x, sources).items()
         } | motion_row(measures[n], measures["real"], measures["vae"], sources, moving_sources, seed)
     gains = {
         m: {
@@ -137,8 +137,8 @@ def scored(errors, measures, direction_correct, sources, moving_sources, seed):
     for h in direction_correct["real"]:
         e = {n: {m: x[:, :, h - 1] for m, x in errors[n].items()} for n in rows}
         at[h] = {
-            n: {k: v for m in ("l1", "moving_l1") for k, v in averaged(m, e[n][m], sources, seed).items()}
-            | averaged("direction_accuracy", direction_correct[n][h], moving_sources, seed)
+            n: {k: v for m in ("l1", "moving_l1") for k, v in averaged(m, e[n][m], sources).items()}
+            | averaged("direction_accuracy", direction_correct[n][h], moving_sources)
             for n in rows
         }
         for m in ("l1", "moving_l1"):
@@ -1138,15 +1138,15 @@ def run_futures(args, started):
     preferred = {}
     for b, s in beside.items():
         share = ((s[-1] > s[:-1]).double() + (s[-1] == s[:-1]).double() / 2).mean(0)
-        preferred[b] = averaged("share", share[None], sources, args.seed)
+        preferred[b] = averaged("share", share[None], sources)
     rankers = [p for p in best if p not in ("one", "random", "oracle", "worst")]
 
     def row(scores):
         found = {}
         for m in ("l1", "moving_l1"):
-            found |= averaged(m, scores[m][None], sources, args.seed)
+            found |= averaged(m, scores[m][None], sources)
         accuracy, of_moving = scores["direction_accuracy"][None], [sources[i] for i in moving[0]]
-        return found | averaged("direction_accuracy", accuracy, of_moving, args.seed)
+        return found | averaged("direction_accuracy", accuracy, of_moving)
 
     table = {p: row(scores) for p, scores in best.items()}
     gains = {
