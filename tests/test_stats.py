@@ -119,16 +119,14 @@ def test_errors_of_left_out_sources_are_those_of_fits_without_them():
     torch.testing.assert_close(errors[0], expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    "n, runs, least, most", [(50, 400, 0.03, 0.075), (5, 400, 0.03, 0.075), (2, 400, 0.02, 0.08)]
-)
-def test_the_interval_of_clustered_scores_misses_the_true_mean_5_times_in_100(n, runs, least, most):
+@pytest.mark.parametrize("n", [2, 5, 50])
+def test_the_interval_of_clustered_scores_misses_the_true_mean_5_times_in_100(n):
     g, missed, sources = generator(), 0, [i // 3 for i in range(3 * n)]
-    for _ in range(runs):
+    for _ in range(400):
         scores = 0.3 + torch.randn(n, generator=g).repeat_interleave(3) + torch.randn(3 * n, generator=g) / 9
         _, low, high = stats.mean_interval(scores, sources)
         missed += not low <= 0.3 <= high
-    assert 0.025 <= missed / 400 <= 0.08, missed
+    assert 0.02 <= missed / 400 <= 0.08, missed
 
 
 @pytest.mark.parametrize("spread, chance", [(0.0, 0.0), (0.02, 0.0), (0.03, 0.0), (0.03, 0.05)])
