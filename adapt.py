@@ -739,7 +739,7 @@ def run_latents(w, started):
         runs["adapter"],
         {k: runs[k] for k in baselines},
         range(runs["adapter"].shape[1]),
-        upper_bound=runs["vae"].mean().item(),
+        runs["vae"].mean().item(),
         n=len(w.sources),
         layer=w.point,
         options_searched=len(val_loss),
@@ -997,9 +997,7 @@ def run_hybrid(w, started):
         maps["fused"],
         {k: m for k, m in maps.items() if k != "fused"},
         range(maps["fused"].shape[1]),
-        n=len(w.sources),
-        layer=w.point,
-        options_searched=len(maps) - 1,
+        **{"n": len(w.sources), "layer": w.point, "options_searched": len(maps) - 1},
     )
     errors = scores[w.lpips_name]
     # the better of an MLP and of an adapter with attention, as fusion has

@@ -24,7 +24,7 @@ operation. An answer without JSON counts as wrong; a missing time counts as 0. o
 
 operations.png shows the answers for each operation, and frames of clips of that pair.
 
-Copy with it: cogvlm2.py, common.py, conversations.py, media.py, metrics.py, models.py, untrained.py,
+Copy with it: cogvlm2.py, common.py, conversations.py, media.py, motion.py, models.py, untrained.py,
 stats.py, synthetic.py.
 """
 
@@ -63,8 +63,8 @@ from common import (
 )
 from conversations import preview
 from media import CHOICES, Unusable, choose_frames, frames_of, images, verdict_on, write_whole
-from metrics import boundary_error, segmental_f1
 from models import FRAMES_AS, RATE, answers_to, cached, find_model, fingerprint, load_vlm, resolved_commit
+from motion import boundary_error, segmental_f1
 from stats import clusters, criterion, holm, mean_and_interval, paired_test, resampled, verdict, widened
 from synthetic import FRAMES_AT, JAPAN, NULL, OPERATIONS, draw_operations
 

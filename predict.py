@@ -17,7 +17,8 @@ tokens of the untrained network). Measures: cosine of latents, l1, LPIPS, l1 whe
 mean_future, nearest and the controls. `scaling` trains one variant on five sizes of the training set.
 Writes predict-latents.yaml, .png, .pt.
 
-Copy with it: cogvlm2.py, common.py, media.py, metrics.py, models.py, untrained.py, stats.py, training.py.
+Copy with it: cogvlm2.py, common.py, media.py, metrics.py, motion.py, models.py, stats.py,
+training.py, untrained.py.
 """
 
 import functools
@@ -54,7 +55,7 @@ from common import (
     with_grid,
 )
 from media import frames_of
-from metrics import HORIZONS, SHIFTS, STATIC, extrapolate_flow, load_lpips, lpips_model, pixel_errors
+from metrics import load_lpips, lpips_model
 from models import (
     decode_generated_clips,
     encode_generated_clips,
@@ -65,6 +66,7 @@ from models import (
     model_of,
     qwen_inputs,
 )
+from motion import HORIZONS, SHIFTS, STATIC, extrapolate_flow, pixel_errors
 from stats import averaged, criterion, gain_of, holm, mean_interval, paired_test, ridge, with_bounds
 from training import Tuned, attention, pixel_loss, ranks, resample, train
 

@@ -148,11 +148,11 @@ def ratio(values, reference):
 
 def holm(p_values):
     """Holm's step-down adjustment (Holm 1979): {name: p} -> {name: adjusted p}."""
-    adjusted, running = {}, 0.0
+    found, running = {}, 0.0
     for rank, (name, p) in enumerate(sorted(p_values.items(), key=lambda kv: kv[1])):
         running = max(running, min(1.0, (len(p_values) - rank) * p))
-        adjusted[name] = running
-    return {name: adjusted[name] for name in p_values}
+        found[name] = running
+    return {name: found[name] for name in p_values}
 
 
 def control_leaks(gain_low, baseline, upper_bound):

@@ -3,15 +3,14 @@
     python verify.py plant --data data/future --vae tiny-vae --past 8 --generated results/tiny/future/generated --out results/tiny/future/planted
     python verify.py score --rollouts results/tiny/future/planted --latents results/tiny/future/planted-features/tiny --out results/tiny/future/verify.yaml
 
-`plant` writes predictions of known correctness as a data folder, for extract.py and explain.py: of every val and test clip the real
-outcome, right (pasted, blurred, late, ...) and wrong versions (see PLANTED) and, with --generated, the clips of a video model. Each starts with the last past frame.
-
+`plant` writes predictions of known correctness as a data folder: of every val and test clip the real outcome, right and wrong versions
+(PLANTED) and, with --generated, the clips of a video model. Each starts with the last past frame.
 `score` measures how well verifiers separate right from wrong predictions. A verifier reads the prediction and the outcome as pixels, as
 latents (--latents) or as answers of a model (--words). verify.yaml holds the AUROC of each on test, with intervals over sources, by kind
 of error and by horizon; the best verifier of each family is chosen on val. It also holds the risk-coverage curve, split-conformal
 acceptance, the same for the video model's clips, and (--futures) scores without the outcome. verify.png shows planted clips.
 
-Copy with it: claims.py, cogvlm2.py, common.py, media.py, metrics.py, models.py, untrained.py, stats.py.
+Needs claims.py, cogvlm2.py, common.py, media.py, metrics.py, motion.py, models.py, stats.py, untrained.py.
 """
 
 import functools
@@ -49,8 +48,9 @@ from common import (
     write_items,
 )
 from media import grey_of
-from metrics import BASELINES, HORIZONS, load_lpips, ssim, windows
+from metrics import load_lpips, ssim
 from models import decode_generated_clips, encode_generated_clips, find_model, fingerprint, load_video_vae
+from motion import BASELINES, HORIZONS, windows
 from stats import clusters, mean_interval, resampled, widened, with_bounds
 
 # {kind of planted clip: is it right?} All pass through the autoencoder, as generated clips do, so that decoder

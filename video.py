@@ -27,7 +27,7 @@ clip's first window and selects one without the outcome: by agreement, continuit
 Each writes video-<job>.yaml, .png, .pt, and video-<job>-parts/ (cached clips: a second run generates only what is missing). coherence
 and continue write generated/ (a data folder of the generated clips). `animate` writes out.mp4 (H.264), out.gif and out.yaml.
 
-Copy with it: claims.py, cogvlm2.py, common.py, media.py, metrics.py, models.py, untrained.py, stats.py.
+Needs claims.py, cogvlm2.py, common.py, media.py, metrics.py, motion.py, models.py, stats.py, untrained.py.
 """
 
 import fractions
@@ -66,24 +66,7 @@ from common import (
     write_items,
 )
 from media import frames_of, grey_of, read_image
-from metrics import (
-    BASELINES,
-    HORIZONS,
-    NOTHING,
-    STATIC,
-    best_shift,
-    closeness,
-    consistency,
-    errors_by_draw,
-    evaluator_tokens,
-    extrapolate_flow,
-    flicker,
-    motion_energy,
-    motion_row,
-    shuffled,
-    train_futures,
-    windows,
-)
+from metrics import evaluator_tokens
 from models import (
     DECODE_NOISE,
     DECODE_STEP,
@@ -96,6 +79,23 @@ from models import (
     geometry,
     load_encoder,
     load_video_pipeline,
+)
+from motion import (
+    BASELINES,
+    HORIZONS,
+    NOTHING,
+    STATIC,
+    best_shift,
+    closeness,
+    consistency,
+    errors_by_draw,
+    extrapolate_flow,
+    flicker,
+    motion_energy,
+    motion_row,
+    shuffled,
+    train_futures,
+    windows,
 )
 from stats import adjusted, averaged, clusters, criterion, gain_columns, gain_of, holm, paired_test, ratio
 from untrained import seeded
@@ -125,7 +125,7 @@ def scored(errors, measures, direction_correct, sources, moving_sources, seed):
     for n in errors:
         table[n] = {
             k: v for m, x in overall[n].items() for k, v in averaged(m, x, sources).items()
-        } | motion_row(measures[n], measures["real"], measures["vae"], sources, moving_sources, seed)
+        } | motion_row(measures[n], measures["real"], measures["vae"], sources, moving_sources)
     gains = {
         m: {
             base: adjusted({n: gain_of(overall[n][m], overall[base][m], sources, seed) for n in names})
@@ -241,7 +241,7 @@ def continuation_table(generated_clips, items, clips, past, look, seed):
         direction_correct[n] = {h: torch.stack([f[h] for f in found]) for h in horizons}
         errors[n] = errors_by_draw(x, truth, last)
     measures["shuffled"] = {"motion_energy": motion_energy(shuffled(truth, seed))[None]}
-    tables = scored(errors, measures, direction_correct, sources, moving_sources, seed)
+    tables = scored(errors, measures, direction_correct, sources, moving_sources)
     energy = {n: x["motion_energy"].mean() for n, x in measures.items()}
     for n, row in tables["continuations"].items():
         row["static"] = bool(energy[n] < STATIC * energy["vae"])
@@ -736,7 +736,7 @@ def run_coherence(args, started):
     moving_sources = [sources[k] for k in numbers]
 
     def row(x):
-        return motion_row(x, measures["real"], measures["vae"], sources, moving_sources, args.seed)
+        return motion_row(x, measures["real"], measures["vae"], sources, moving_sources)
 
     table = {n: row(x) for n, x in measures.items()}
     main = next((n for n in ("adapter", "first+text") if n in names), names[-1])

@@ -19,7 +19,8 @@ from common import HERE
 STAGES = ["data", "extract", "probe", "align", "adapt", "predict", "video", "verify", "explain", "track"]
 STAGES += ["tune", "operations", "gate", "report"]
 MODULES = ["common", "stats", "metrics", "models", "families", "training", "synthetic", "conversations"]
-MODULES += ["media", "claims", "cogvlm2", "streaming", "features", "cost", "check", "untrained"]
+MODULES += ["media", "claims", "cogvlm2", "motion", "streaming", "features", "cost", "check"]
+MODULES += ["untrained"]
 ENVIRONMENT = os.environ | {"PYTHONPATH": "", "HF_HUB_OFFLINE": "1"}
 README = (HERE / "README.md").read_text()
 

@@ -1,6 +1,5 @@
 """Measures of boxes, masks, images and clips: null values, hand-computed cases, reference implementations."""
 
-import math
 import urllib.error
 from unittest import mock
 
@@ -175,48 +174,3 @@ def test_lpips_is_that_of_the_package_and_without_its_backbone_has_another_name(
     ours = metrics.lpips_to(model, x, metrics.lpips_features(model, y))
     torch.testing.assert_close(torch.stack([ours, distance(a, b).float()]), theirs.repeat(2, 1), **close)
     assert distance(a, a).abs().max() == 0 < theirs.min()
-
-
-def test_optical_flow_continues_what_moves_and_errors_are_split_by_motion():
-    clips = torch.full((2, 14, 48, 48, 3), 90, dtype=torch.uint8)
-    for t in range(14):
-        clips[0, t, 20:30, 6 + 2 * t : 16 + 2 * t] = torch.tensor([240, 200, 95], dtype=torch.uint8)
-    clips[1, :, 20:30, 10:20] = 200
-    flow = metrics.extrapolate_flow(clips[:, :6], 8)
-    errors = metrics.pixel_errors(flow, clips[:, 6:], clips[:, 5])
-    copied = metrics.pixel_errors(clips[:, 5:6].expand_as(flow), clips[:, 6:], clips[:, 5])
-    assert (errors["l1"][0] < 0.6 * copied["l1"][0]).all() and torch.equal(flow[1], clips[1, 6:])
-    assert errors["moving_l1"][1].isnan().all() and (errors["still_l1"][1] == 0).all()
-    assert copied["still_l1"].max() == 0 and copied["moving_l1"][0, 0] == pytest.approx((150 + 110 + 5) / 765)
-
-
-def test_windows_are_the_middle_frames_with_their_boxes_and_masks(refused):
-    frames = torch.arange(7, dtype=torch.uint8).view(7, 1, 1, 1).expand(7, 32, 64, 3)
-    item = {"id": "a", "width": 64, "height": 32, "frames": frames, "mask": frames[..., 0]}
-    (cut,) = metrics.windows([item | {"boxes": torch.tensor([[[8.0, 16, 24, 32]]] * 7)}], 5, 16)
-    assert cut["frames"][:, 0, 0, 0].tolist() == cut["mask"][:, 3, 3].tolist() == [1, 2, 3, 4, 5]
-    assert cut["width"] == 16 and cut["boxes"][0].tolist() == [[2, 8, 6, 16]]
-    refused(lambda: metrics.windows([item], 8, 16, "--horizon"), "7 frames", "8 are needed", "--horizon")
-
-
-def test_motion_flicker_consistency_and_closeness_of_clips_with_a_known_course():
-    steady = torch.arange(0, 60, 10, dtype=torch.uint8).view(1, 6, 1, 1, 1).expand(1, 6, 4, 4, 3)
-    blinking = (torch.arange(6) % 2 * 10).byte().view(1, 6, 1, 1, 1).expand(1, 6, 4, 4, 3)
-    found = [f(x).item() for f in (metrics.motion_energy, metrics.flicker) for x in (steady, blinking)]
-    assert found == pytest.approx([10 / 255, 10 / 255, 0, 20 / 255])
-    mixed, tokens = metrics.shuffled(steady, 0), torch.eye(3)[[0, 0, 1]].view(1, 3, 1, 3)
-    assert not torch.equal(mixed, steady) and torch.equal(mixed.sort(1).values, steady)
-    assert metrics.consistency(tokens).tolist() == [0.5]
-    d, real = torch.tensor([[0.0, 0.0, 0.2, 0.1], [0.0, 0.2, 0.0, 0.2]])
-    assert metrics.closeness(d, real).tolist() == [1, 0, 0, 0.5]
-
-
-def test_segments_in_time_are_matched_by_overlap_and_label():
-    truth = [0, 1, 1, 1, 1, 0, 0, 2, 2, 0]
-    shifted = [0, 0, 1, 1, 1, 1, 0, 2, 2, 0]  # IoU 3 / 5
-    assert metrics.segments(truth)[1] == (1, 1, 4)
-    found = [metrics.segmental_f1(truth, x, at) for x, at in ((truth, 0.5), (shifted, 0.5), (shifted, 0.7))]
-    assert found == [1, 1, 0.5] and metrics.segmental_f1(truth, [2 * x for x in truth], 0.1) == 0
-    assert metrics.boundary_error([0, 0, 1, 1, 1, 0], [0, 1, 1, 1, 0, 0]) == 1
-    assert metrics.boundary_error([0, 0, 1, 1], [1, 1, 0, 0]) == 4  # a change to another label
-    assert math.isnan(metrics.boundary_error([1, 1], [0, 1]))

@@ -9,7 +9,7 @@ from helpers import changed, holds, plant_features, random_autoencoder
 from torch.nn import functional as F
 
 import data
-import metrics
+import motion
 import predict
 from common import load_yaml, write_items
 
@@ -121,7 +121,7 @@ def test_the_time_of_a_prediction_that_is_some_frames_off_is_found():
     z = torch.cumsum(torch.randn(20, 30, 2, 2, 3, generator=torch.Generator().manual_seed(0)), 1)
     facts = {"args": SimpleNamespace(past=8), "length": 30, "z": z, "split": {"test": torch.arange(20)}}
     w = SimpleNamespace(**facts, horizons=[1, 2, 4, 8, 16])
-    for shift in metrics.SHIFTS:
+    for shift in motion.SHIFTS:
         x = torch.stack([z[:, 7 + h + shift] for h in w.horizons], 1)[None]
         assert predict.best_shift(w, x) == shift
     assert predict.best_shift(w, z[:, 7:8].expand(-1, 5, -1, -1, -1)[None]) == -2  # a copy: the earliest

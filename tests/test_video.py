@@ -13,8 +13,8 @@ from PIL import Image
 
 import data
 import media
-import metrics
 import models
+import motion
 import synthetic
 import video
 from common import RESULT, load_items, load_pt, load_yaml, save_pt, split_of, write_items
@@ -92,7 +92,7 @@ def test_measures_of_frozen_shuffled_reversed_and_lost_clips():
     for t in range(9):  # a square that moves right
         real[:, t, 12:20, 2 + 2 * t : 10 + 2 * t] = torch.tensor([210, 30, 30], dtype=torch.uint8)
     objects, look = (list(range(6)), masks, ["right"] * 6), lambda clip: clip.float()[:, ::4, ::4] / 255
-    versions = real[:, :1].expand_as(real), real, metrics.shuffled(real, 0)
+    versions = real[:, :1].expand_as(real), real, motion.shuffled(real, 0)
     frozen, own, mixed = (video.measured(x, real[:, 0], look, objects) for x in versions)
     assert (frozen["temporal_consistency"] - 1).abs().max() < 1e-12
     assert all((frozen[k] == 0).all() for k in ("motion_energy", "flicker", "direction_accuracy"))
@@ -297,9 +297,9 @@ def test_continue_reports_every_row_and_its_clips_start_with_the_last_past_frame
     found, names = load_yaml(world / "k/video-continue.yaml", "video"), list(video.CONTINUATIONS)
     table, criteria = found["continuations"], found["criteria"]
     holds(found, "model == None, shown == 3, l1 == continuations.past.l1, continuations.flow.l1 < l1_copy")
-    assert list(table) == ["real", *metrics.BASELINES, *names] and list(found["horizons"]) == ["1", "2", "4"]
+    assert list(table) == ["real", *motion.BASELINES, *names] and list(found["horizons"]) == ["1", "2", "4"]
     assert found["gain_over_copy"] == pytest.approx(found["l1_copy"] - found["l1"], abs=1e-5)
-    assert set(criteria["l1"]["baselines"]) == set(metrics.BASELINES) - {"vae"}
+    assert set(criteria["l1"]["baselines"]) == set(motion.BASELINES) - {"vae"}
     assert generated(world, "k", 2, ["real", "vae", "copy", *names]) == ("past", "right")
 
 
@@ -370,7 +370,7 @@ def test_the_first_candidate_is_that_of_continue(world, continued, calls, tmp_pa
 def test_an_animation_begins_with_its_images_which_stand_evenly_up_to_the_middle(tmp_path, refused):
     items = synthetic.moving(12, 64, 913)  # an object moves before a still background
     items = [i for i in items if i["direction"] != "still" and not any(i["camera"])]
-    frames, end = metrics.windows(items, 9, 64)[2]["frames"], {}
+    frames, end = motion.windows(items, 9, 64)[2]["frames"], {}
     paths, out = [f"{tmp_path}/{k}.png" for k in (0, 2, 4)], f"{tmp_path}/out.mp4"
     for path, k in zip(paths, (0, 2, 4), strict=True):
         Image.fromarray(frames[k].numpy()).save(path)
