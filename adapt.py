@@ -105,6 +105,9 @@ from training import (
 # Of each job: seeds; loss; warm: epochs on the squared error of latents before `loss` (the gradient through
 # the decoder is useless at noise); most epochs; patience in epochs (None: equal steps for all); batch; peak
 # learning rate. Loss, epochs, batch and rate are the plan's, except gate 1's.
+# target, acceptable, fail: the evaluation plan, E-P4.6
+BANDS = {"lpips": (0.30, 0.35, 0.45), "ssim": (0.80, 0.75, 0.65), "recon_spatial_iou": (0.65, 0.60, 0.55)}
+BANDS |= {"recon_map50": (0.30, 0.20, 0.10)}
 PLAN = {"seeds": 3, "loss": "pixels", "warm": 10, "epochs": 50, "patience": 10, "batch": 8, "lr": 1e-4}
 GATE1 = {"seeds": 5, "loss": "latents", "warm": 0, "epochs": 30, "patience": None, "batch": 32, "lr": 2e-3}
 SETTINGS = {"latents": GATE1, "scaling": PLAN | {"patience": None}, "ablation": PLAN, "hybrid": PLAN}
@@ -591,7 +594,8 @@ def criteria_of(w, scores, name, baselines, options, controls=None):
     """{measure: criterion} of the row `name` against the baselines; upper bound: the autoencoder."""
     found = {}
     for key, table in scores.items():
-        more = {} if controls is None else {"controls": {k: table[k].mean() for k in controls}}
+        more = {"layer": w.point, "options_searched": options, "bands": BANDS.get(key)}
+        more |= {} if controls is None else {"controls": {k: table[k].mean() for k in controls}}
         found[key] = criterion(
             table[name],
             {k: table[k] for k in baselines},
@@ -599,8 +603,6 @@ def criteria_of(w, scores, name, baselines, options, controls=None):
             upper_bound=table["vae"].mean().item(),
             better="lower" if key.startswith("lpips") else "higher",
             seed=w.seed,
-            layer=w.point,
-            options_searched=options,
             **more,
         )
     return found
@@ -740,10 +742,8 @@ def run_latents(w, started):
         {k: runs[k] for k in baselines},
         range(runs["adapter"].shape[1]),
         runs["vae"].mean().item(),
-        n=len(w.sources),
-        layer=w.point,
-        options_searched=len(val_loss),
-        controls={k: runs[k].mean() for k in beside},
+        **{"n": len(w.sources), "layer": w.point, "options_searched": len(val_loss)},
+        **{"controls": {k: runs[k].mean() for k in beside}, "bands": BANDS["recon_map50"]},
     )
     table = {
         k: {

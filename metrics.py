@@ -111,6 +111,14 @@ def from_cells(cells, h, w, channels, side):
     return torch.nn.functional.interpolate(maps, (side, side), mode="bilinear", antialias=True)
 
 
+def mask_bound(masks, side):
+    """IoU [n] of masks [n,S,S] that pass through a grid of `side` tokens a side."""
+    h = side * max(-(-masks.shape[-1] // side), 1)
+    coarse = torch.nn.functional.interpolate(masks[:, None], (h, h), mode="bilinear")
+    through = torch.nn.functional.interpolate(coarse, masks.shape[-2:], mode="bilinear")[:, 0]
+    return mask_iou(through >= 0.5, masks >= 0.5)
+
+
 def mask_scores(soft, truth, split):
     """IoU per item of the soft mask above the threshold with the highest mean IoU on val."""
     val, levels = split["val"], torch.linspace(0.1, 0.9, 17)

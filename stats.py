@@ -160,11 +160,25 @@ def control_leaks(gain_low, baseline, upper_bound):
     return gain_low > 0.1 * abs(upper_bound - baseline)
 
 
-def criterion(scores, baselines, sources, upper_bound=1.0, better="higher", seed=0, blind=None, **more):
+def band(score, bands, better="higher"):
+    """Where a score stands among the plan's (target, acceptable, fail) values."""
+    sign = 1 if better == "higher" else -1
+    target, acceptable, fails = (sign * (score - x) for x in bands)
+    if target > 0:
+        return "target"
+    if acceptable > 0:
+        return "acceptable"
+    return "fail" if fails < 0 else "between acceptable and fail"
+
+
+def criterion(
+    scores, baselines, sources, upper_bound=1.0, better="higher", seed=0, blind=None, bands=None, **more
+):
     """The record of one score: interval, best baseline, paired gain over it, upper bound and skill.
 
     scores: [n] or [seeds, n], one per test item; baselines: {name: the same}; better: "higher" or "lower".
-    blind: the baseline without features. If shuffled labels score higher, `leak` is "shuffled".
+    blind: the baseline without features. If shuffled labels score higher, `leak` is "shuffled". bands: of
+    `band`.
     """
     sign = 1 if better == "higher" else -1
     score, low, high = mean_interval(scores, sources)
@@ -192,6 +206,7 @@ def criterion(scores, baselines, sources, upper_bound=1.0, better="higher", seed
         **gain,
         "mde": detectable(gain["gain_low"], gain["gain_high"]),
         "leak": leak,
+        **({"band": band(score, bands, better)} if bands else {}),
         **more,
         "baselines": means,
     }

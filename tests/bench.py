@@ -36,6 +36,7 @@ import common
 import extract
 import families
 import models
+import probes
 import stats
 import streaming
 
@@ -444,7 +445,7 @@ def ridge(layers=10, seeds=5, n=500, width=4096, targets=4):
     def ours():
         means = [a - a[train].mean(0) for a in x]
         grams = torch.stack([z @ z[train].T for z in means])
-        solved = stats.solve_ridge(*stats.spectrum(grams, train), tasks, train).values()
+        solved = stats.solve_ridge(*stats.spectrum(grams, train), tasks, train, range(n)).values()
         return torch.stack([v.double() for v, _ in solved], 1)
 
     def theirs():
@@ -466,23 +467,22 @@ def ridge(layers=10, seeds=5, n=500, width=4096, targets=4):
 
 def gradient_probes(layers=10, n=300):
     """MLP probes of all layers and seeds trained as one, against a loop; same first weights and batches."""
-    import probe
 
     g = torch.Generator().manual_seed(0)
-    x, corner = torch.randn(layers, n, probe.COMPONENTS, generator=g), torch.rand(n, 2, generator=g) * 0.5
+    x, corner = torch.randn(layers, n, probes.COMPONENTS, generator=g), torch.rand(n, 2, generator=g) * 0.5
     boxes = torch.cat([corner, corner + 0.3], 1)
     split = {"train": torch.arange(n * 3 // 5), "val": torch.arange(n * 3 // 5, n * 4 // 5)}
 
-    def ours(steps=probe.STEPS):
-        return probe.train_mlp(x, boxes, split, steps=steps)[0]
+    def ours(steps=probes.STEPS):
+        return probes.train_mlp(x, boxes, split, steps=steps)
 
-    def theirs(steps=probe.STEPS):
-        jobs = [(a[None], s) for a in x for s in range(probe.SEEDS)]
-        found = [probe.train_mlp(a, boxes, split, only=s, steps=steps)[0][0, 0] for a, s in jobs]
-        return torch.stack(found).unflatten(0, (layers, probe.SEEDS))
+    def theirs(steps=probes.STEPS):
+        jobs = [(a[None], s) for a in x for s in range(probes.SEEDS)]
+        found = [probes.train_mlp(a, boxes, split, only=s, steps=steps)[0, 0] for a, s in jobs]
+        return torch.stack(found).unflatten(0, (layers, probes.SEEDS))
 
     apart = (ours(20) - theirs(20)).abs().median().item()  # later, rounding grows with every step
-    peer = f"a loop over {layers} layers x {probe.SEEDS} seeds"
+    peer = f"a loop over {layers} layers x {probes.SEEDS} seeds"
     more = {"median_difference_after_20_steps": apart}
     return race(ours, theirs, 3, apart < 1e-3, rounds=3, peer=peer, **more)
 

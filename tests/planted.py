@@ -32,6 +32,7 @@ import media
 import metrics
 import models
 import probe
+import probes
 import stats
 import synthetic
 import training
@@ -143,11 +144,22 @@ def measure_boxes(pool, kind, n, g, noise=0.0, untrained_baseline=True):
     x, baseline = features(kind, pool.codes["boxes"], pool, pick, g, noise)
     largest = pool.largest[pick]
     target = normalised(largest) if kind == "normaliser_targets" else largest
-    found = {"own": probe.probe_boxes(x, target, split)}
-    if untrained_baseline:
-        found["random:own"] = probe.probe_boxes(baseline, target, split)
-    measure = functools.partial(probe.box_criterion, found, largest)
+    sources, found = [str(i) for i in range(len(pick))], []
+    for z in (x, baseline) if untrained_baseline else (x,):
+        kernel = {"own": stats.gram(z, split["train"])}
+        found.append(probes.probe_boxes(kernel, target, split, sources))
+    layers, untrained = found if untrained_baseline else (found[0], {})
+
+    def measure(s, _):
+        return probe.box_record(layers, untrained, "own", images_of(s, sources, largest=largest))
+
     return {"bbox_iou": on_parts(split, measure, kind)}
+
+
+def images_of(split, sources, largest=None, masks=None, permuted=None):
+    """The ground truth of probe.py, of items that are all a mask or a box."""
+    items = [{"source": source, "mask": None} for source in sources]
+    return probe.Images(items, split, 0, largest, None, None, masks, None, permuted)
 
 
 def measure_masks(pool, kind, n, g, noise=0.0):
@@ -156,12 +168,14 @@ def measure_masks(pool, kind, n, g, noise=0.0):
     masks = pool.masks[pick]
     permuted = torch.arange(len(pick))
     permuted[split["train"]] = split["train"][torch.randperm(TRAIN, generator=g)]
-    scores = []
-    for tokens, target in ((x, masks), (baseline, masks), (x, masks[permuted])):
-        soft = probe.probe_cells(tokens, {"mask": target[:, None]}, split)["mask"][:, 0]
-        scores.append(metrics.mask_scores(soft, masks >= 0.5, split))
-    found = {"own": scores[0], "random:own": scores[1]}
-    measure = functools.partial(probe.mask_criterion, found, scores[2], masks, SIDE)
+    sources, found = [str(i) for i in range(len(pick))], []
+    for tokens in (x, baseline):
+        soft = probes.probe_cells(tokens, masks[:, None], split)[:, 0]
+        found.append({"own": {"spatial_iou": metrics.mask_scores(soft, masks >= 0.5, split)}})
+
+    def measure(s, _):
+        return probe.mask_record(*found, "own", x, images_of(s, sources, masks=masks, permuted=permuted))
+
     return {"spatial_iou": on_parts(split, measure, kind)}
 
 
@@ -192,10 +206,8 @@ def measure_motion(pool, kind, n, g, noise=0.0):
     sizes = {"train": TRAIN, "val": VAL + 1, "test": n, "rest": 1000}
     total = sum(sizes.values())
     split = dict(zip(sizes, torch.arange(total).split(list(sizes.values())), strict=True))
-    names = sorted(synthetic.DIRECTIONS)
-    label = torch.randint(len(names), (total,), generator=g)
-    items = [{"direction": names[k], "source": str(i // 2)} for i, k in enumerate(label.tolist())]
-    code = F.pad(F.one_hot(label, len(names)).float(), (0, 8))[:, None]
+    label, sources = torch.randint(8, (total,), generator=g), [str(i // 2) for i in range(total)]
+    code = F.pad(F.one_hot(label, 8).float(), (0, 8))[:, None]
     code = code * torch.tensor([0.0, 0.5, 1.0])[:, None]
     shape = (total, 3, 16)
     baseline = torch.randn(shape, generator=g)
@@ -209,8 +221,11 @@ def measure_motion(pool, kind, n, g, noise=0.0):
     }[kind]
     pooled = [{"own": {"mean": z, "max": z}} for z in (x, baseline)]
 
-    def measure(s, sources):
-        return probe.motion(ARGUMENTS, items, s, *pooled, ["own"])[0]["direction_accuracy"]
+    def measure(s, _):
+        clips = probes.Clips(s, 0, label, sources)
+        trained = probes.read_motion(pooled[0], ["own"], clips, shuffled=True)
+        at = probes.best_reading(trained, clips)
+        return probe.probe_clips(clips, trained, at, pooled[1], ["own"], {})[0]["direction_accuracy"]
 
     return {"direction_accuracy": on_parts(split, measure, kind)}
 

@@ -30,21 +30,34 @@ def test_the_interval_decides_and_not_the_score_in_either_direction():
             assert found["answer"] == answer and found["plain_pass"] == (score > 0.5)
 
 
-def test_a_gain_that_can_only_be_negligible_fails():
-    # of a baseline of 0.61, whose headroom is 0.39: at most 0.025 of that is negligible
+def test_a_gain_below_the_margin_fails_and_the_margin_is_a_tenth_of_the_headroom_or_stated():
+    # of a baseline of 0.61, whose headroom is 0.39
     table = [(0.61, -0.03, 0.02, "FAIL"), (0.61, 0.012, 0.013, "FAIL"), (0.61, 0.06, 0.010, "PASS")]
-    table += [(0.61, 0.06, 0.07, OPEN), (0.9999, 8e-5, 1e-5, "FAIL")]  # at the bound: rounding is no gain
+    table += [(0.61, 0.05, 0.02, OPEN), (0.61, 0.06, 0.07, OPEN)]
+    table += [(0.9999, 8e-5, 1e-5, "FAIL")]  # at the bound: rounding is no gain
     for baseline, gain, half, answer in table:
         found = gate.evaluate(record(baseline + gain, 1e-6, baseline=baseline, gain_half=half), 0.5)
         assert found["answer"] == answer and found["plain_pass"]
         assert answer == "PASS" or "constant" in found["reason"]
+    small = record(0.63, 1e-6, baseline=0.61, gain_half=0.01)
+    assert [gate.evaluate(small, 0.5, margin=m)["answer"] for m in (0.0, 0.02, 0.04)] == ["PASS", OPEN, "FAIL"]
+
+
+def test_an_interval_that_shrinks_around_its_centre_only_decides_what_was_open():
+    g = generator()
+    for score, baseline in torch.rand(300, 2, generator=g).tolist():
+        before = OPEN
+        for half in (0.3, 0.1, 0.07, 0.05, 0.03, 0.01, 0.001):
+            answer = gate.evaluate(record(score, half, baseline, 1.0, half), 0.5)["answer"]
+            assert before in (OPEN, answer), (score, baseline, half)
+            before = answer
 
 
 def test_inconclusive_states_how_many_items_would_decide():
     wide = gate.evaluate(record(0.52, 0.04, n=50), 0.5)  # the half-width must shrink from 0.04 to 0.02
     assert wide["n_needed"] in (200, 201) and "threshold" in wide["reason"]
-    weak = gate.evaluate(record(0.65, baseline=0.6, gain_half=0.1, n=30), 0.5)
-    assert weak["n_needed"] in (120, 121)  # the gain is half of its half-width
+    weak = gate.evaluate(record(0.69, baseline=0.6, gain_half=0.1, n=30), 0.5)
+    assert weak["n_needed"] in (120, 121)  # the half-width is twice the distance of the gain from the margin
     assert gate.evaluate(record(0.5, 0.04), 0.5)["n_needed"] is None  # exactly on the threshold
 
 
@@ -83,7 +96,7 @@ def test_gate_1_decides_by_its_table():
         (OPEN, "undecided", {"bbox_iou": OPEN}, {"bbox_iou": "FAIL"}),
         ("STOP", "adapter fails lpips", {}, {"lpips": "FAIL"}),
         (OPEN, "doubt about map50", {"map50": "FAIL"}, {"map50": OPEN}),
-        *((OPEN, name, {}, {name: OPEN}) for name in ("spatial_iou", "bbox_iou", "map50", "lpips")),
+        *((OPEN, name, {}, {name: OPEN}) for name in ("recon_spatial_iou", "bbox_iou", "map50", "lpips")),
     ]
     for verdict, word, encoder, answers in table:
         judged = {k: {"level": r["level"], "reason": f"doubt about {k}"} for k, r in gate.GATE1.items()}

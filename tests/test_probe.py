@@ -1,20 +1,20 @@
 """Probes on planted features whose content is known: null first."""
 
 import threading
-from argparse import Namespace
 from pathlib import Path
 
 import pytest
 import torch
 from helpers import generator, plant_features
-from torch.nn.functional import avg_pool2d, interpolate, one_hot
+from torch.nn.functional import interpolate, one_hot
 
 import align
 import gate
 import probe
+import probes
 import stats
 from common import RESULT, load_pt, load_yaml, save_pt, save_yaml, split_of, write_items
-from metrics import MASK, box_iou, box_truth, edges, mask_scores, match_edges, to_cells
+from metrics import MASK, box_iou, mask_scores, to_cells
 
 N = 120
 IDS = [f"item-{i:03d}" for i in range(N)]
@@ -27,7 +27,7 @@ WRONG = {
     "--oracle random": ({}, ("no latents",)),
 }
 RAMP = torch.tensor([-1.0, 0.0, 1.0])[:, None]  # of a clip's three time steps
-DIRECTIONS = list(probe.DIRECTIONS)
+DIRECTIONS = list(probes.DIRECTIONS)
 
 
 def parts_of(sources):
@@ -83,7 +83,7 @@ def test_noise_gains_nothing_the_oracle_beats_every_baseline_and_a_layer_has_a_g
     random = {"noise": noise(2), "oracle": noise(3)}
     decoded = ("--oracle", plant_features(planted / "latents", IDS, {"latents": CELLS}, planted / "data"))
     found = run(planted, points, random, ("--points", "noise,queries"), gridless=("queries",))
-    for name, most in (("bbox_iou", 0), ("spatial_iou", 0), ("map50", 0.02), ("edge_probe_f1", 0)):
+    for name, most in (("bbox_iou", 0), ("spatial_iou", 0), ("map50", 0.02)):
         assert found["criteria"][name]["gain_low"] <= most, name
     assert list(found["layers"]) == ["noise"] and found["leak"] is None
     assert "no token grid): queries" in capsys.readouterr().out
@@ -128,115 +128,55 @@ def test_a_layer_of_1_gb_is_read_in_600_mb_of_memory(planted):
     assert max(used) - used[0] < 600e3
 
 
-def test_strata_are_cut_at_terciles_of_the_training_items_and_need_five_test_items():
-    largest = torch.tensor([[0, 0, 4, 4], [0, 0, 20, 20], [0, 0, 30, 30], [20, 20, 30, 30]]) / 32
-    groups = probe.strata(largest, torch.tensor([0, 2, 3]))
-    found = {k.removeprefix("size "): v.nonzero().flatten().tolist() for k, v in groups.items()}
-    assert found == {"small": [0], "medium": [3], "large": [1, 2]}
-    test, member = torch.arange(20, 40), {"even": torch.arange(40) % 2 == 0, "some": torch.arange(40) < 24}
-    score, baseline = {"iou": (test % 2 == 0).float()}, {"iou": torch.full((20,), 0.25)}
-    found = probe.by_stratum(member, score, baseline, test, [str(i) for i in range(20)], 0)
-    assert found["even"] == {"n": 10, "iou": 1.0, "iou_low": 1.0, "iou_high": 1.0, "iou_baseline": 0.25}
-    assert found["some"] == {"n": 4}
+def rows_of(**features):
+    """`probes.probe_boxes` of planted features {layer: [N, 1, h, w, D]}."""
+    kernels = {name: stats.gram(x, SPLIT["train"]) for name, x in features.items()}
+    return probes.probe_boxes(kernels, BOXES, SPLIT, IDS)
+
+
+def images(split=SPLIT, permuted=None):
+    """The planted images as `probe.Images`."""
+    items = [{"source": i, "boxes": b[None] * 32, "labels": ["box"]} for i, b in zip(IDS, BOXES, strict=True)]
+    masks = interpolate(MASKS, (MASK, MASK))[:, 0]
+    return probe.Images(items, split, 0, BOXES, None, ["box"], masks, FRAMES[:, 0], permuted)
 
 
 def test_position_alone_shuffled_labels_and_another_items_features_are_no_better_than_the_constant_box():
     position = torch.randn(1, 1, 4, 4, 8, generator=generator()) + 1e-3 * noise(5, 8)
-    assert probe.probe_boxes(position, BOXES, SPLIT)[0][TEST].mean() < CONSTANT + 0.03
-    found = probe.probe_boxes(ORACLE, BOXES, SPLIT)
-    assert found[0][TEST].mean() > 0.95 and found[1][:, TEST].mean() < CONSTANT + 0.05
-    record = probe.box_criterion({"oracle": found}, BOXES, SPLIT, SOURCES)
+    assert rows_of(x=position)["x"]["bbox_iou"][TEST].mean() < CONSTANT + 0.03
+    found = rows_of(oracle=ORACLE)
+    row = found["oracle"]
+    assert row["bbox_iou"][TEST].mean() > 0.95 and row["shuffled"][:, TEST].mean() < CONSTANT + 0.05
+    record = probe.box_record(found, {}, "oracle", images())
     assert record["baselines"]["shuffled_images"] < CONSTANT + 0.05 < 0.9 < record["score"]
     assert record["baselines"]["constant"] == pytest.approx(CONSTANT)
+    assert record["band"] == "target" and record["n"] == len(TEST)
 
 
-def test_the_layer_is_chosen_on_val_alone():
+def test_layers_and_places_are_chosen_on_val_alone():
     on_val = torch.tensor([split_of(i) == "val" for i in IDS])[:, None, None, None, None]
     cheat, honest = torch.where(on_val, noise(4, 4), ORACLE), ORACLE + 0.3 * noise(6, 4)
-    found = {k: probe.probe_boxes(x, BOXES, SPLIT) for k, x in (("cheat", cheat), ("honest", honest))}
-    assert probe.box_criterion(found, BOXES, SPLIT, SOURCES)["layer"] == "honest"
+    names = {"vision.0": cheat, "vision.1": honest, "merger": noise(1, 4)}
+    layers = rows_of(**names)
+    for row in layers.values():
+        row["spatial_iou"] = row["bbox_iou"]
+    chosen = probe.choose_layers(layers, SPLIT["val"])
+    assert chosen["bbox_iou"] == chosen["spatial_iou"] == "vision.1"
+    places = probe.places_of(layers, SPLIT["val"], TEST)
+    assert list(places) == ["tower", "projector"] and places["tower"]["bbox_iou_layer"] == "vision.1"
+    assert places["projector"]["bbox_iou"] == layers["merger"]["bbox_iou"][TEST].mean()
 
 
 def test_shuffled_masks_with_the_true_threshold_are_not_called_a_leak():
-    masks, wrong, scores = interpolate(MASKS, (MASK, MASK))[:, 0], torch.arange(N), []
+    wrong = torch.arange(N)
     wrong[SPLIT["train"]] = SPLIT["train"].roll(1)
-    for given in (masks, masks[wrong]):
-        soft = probe.probe_cells(CELLS[:, 0], {"mask": given[:, None]}, SPLIT)["mask"][:, 0]
-        scores.append(mask_scores(soft, masks >= 0.5, SPLIT))
-    found = probe.mask_criterion({"x": scores[0]}, scores[1], masks, 4, SPLIT, SOURCES)
+    planted_images = images(permuted=wrong)
+    soft = probes.probe_cells(CELLS[:, 0], planted_images.masks[:, None], SPLIT)[:, 0]
+    rows = {"x": {"spatial_iou": mask_scores(soft, planted_images.masks >= 0.5, SPLIT)}}
+    found = probe.mask_record(rows, {}, "x", CELLS[:, 0], planted_images)
     baselines = found["baselines"]
     assert found["leak"] is None and gate.evaluate(found, 0.6)["answer"] == "PASS"
     assert baselines["shuffled"] > max(baselines["position_only"], baselines["all_foreground"]) + 0.1
-
-
-def test_edges_are_read_where_they_are_thinned_and_never_from_noise():
-    outlines = edges(FRAMES[:, 0])
-    maps = {"edge": outlines[:, None].float()}
-
-    def score(soft):
-        return probe.edge_scores(soft, outlines, SPLIT, ["test"])
-
-    def read(x):
-        return score(probe.probe_cells(x, maps, SPLIT)["edge"][:, 0])
-
-    blind = score(maps["edge"][SPLIT["train"]].mean(0).expand(N, -1, -1))[TEST].mean()
-    assert read(noise(1)[:, 0])[TEST].mean() < blind + 0.03 and blind < 0.6
-    found = read(to_cells(maps["edge"], 4, 4).unflatten(1, (4, 4)))
-    assert found[TEST].mean() > 0.9 and found[SPLIT["train"]].isnan().all()  # thinning loses corners
-    blurred = avg_pool2d(maps["edge"], 3, 1, 1)[:, 0]
-    assert score(blurred)[TEST].mean() > 0.85 and match_edges(blurred > 0, outlines).mean() < 0.6
-
-
-def test_the_class_constant_is_the_median_box_of_the_label():
-    named = [("cat", 20), ("cup", 0)] * 10 + [("dog", 0)]  # no dog to train on
-    items = [{"boxes": torch.tensor([[x, x, x + 9.0, x + 9]]), "labels": [n]} for n, x in named]
-    largest, _, _ = box_truth([i | {"width": 32, "height": 32} for i in items])
-    found = probe.class_constant(items, largest, torch.arange(12))
-    assert torch.equal(found, torch.cat([largest[:20], largest[:12].median(0).values[None]]))
-
-
-def test_an_mlp_reads_planted_boxes_that_are_not_linear_and_nothing_from_noise():
-    boxes, (train, val, test) = boxes_of(n=240) / 32, torch.arange(240).split([144, 48, 48])
-    split = {"train": train, "val": val, "test": test}
-    constant = box_iou(boxes[train].median(0).values, boxes[test]).mean().item()
-    found, _ = probe.train_mlp(torch.randn(1, 240, 64, generator=generator(3)), boxes, split, seeds=2)
-    assert box_iou(found[0][:, test], boxes[test]).mean() < constant + 0.03
-    x = torch.randn(240, 2, generator=generator(5))  # the sign of a product: one of two places
-    boxes = torch.tensor([[0.6, 0.6, 1, 1], [0.0, 0, 0.4, 0.4]])[(x.prod(1) > 0).long()]
-    linear = stats.ridge(x, {"y": boxes}, train)["y"].clamp(0, 1)
-    found, parameters = probe.train_mlp(x[None], boxes, split, seeds=2)
-    assert box_iou(linear, boxes)[test].mean() < 0.2 < 0.55 < box_iou(found[0], boxes)[:, test].mean()
-    assert parameters == 2 * 64 + 64 + 64 * 4 + 4
-
-
-def test_layers_and_seeds_trained_together_equal_those_trained_alone_and_stop_early():
-    x = torch.randn(3, N, 6, generator=generator(7))
-    together, _ = probe.train_mlp(x, BOXES, SPLIT, seeds=2, steps=40)
-    for k in range(3):
-        for seed in range(2):
-            alone = probe.train_mlp(x[k : k + 1], BOXES, SPLIT, seeds=2, steps=40, only=seed)[0][0, 0]
-            torch.testing.assert_close(together[k, seed], alone, atol=2e-3, rtol=0)
-    weights, goal = {"w": torch.zeros(2, 1)}, torch.tensor([1.0, -1.0])  # of train; that of val is the start
-    split = {"train": torch.arange(10), "val": torch.arange(10, 20)}
-
-    def loss_of(items):
-        return (weights["w"][:, 0] - goal * (items < 10).all()).square()
-
-    probe.fit(weights, loss_of, split, 200, 1e-2, 5, generator())
-    assert 0 < weights["w"].abs().max() < 0.3
-
-
-def test_principal_components_hold_what_a_ridge_reads_and_tokens_have_one_size():
-    x = torch.randn(N, 30, generator=generator(1)) @ torch.randn(30, 400, generator=generator(2))
-    train, y = SPLIT["train"], x[:, :3].contiguous()
-    parts = probe.components(*stats.spectrum(stats.gram(x, train)[None], train), most=40)[0]
-    assert parts.shape == (N, 40) and parts.square().mean() == pytest.approx(1, rel=1e-4)
-    found = [stats.ridge(z, {"y": y}, train)["y"] for z in (parts, x)]
-    torch.testing.assert_close(*found, atol=0.02, rtol=0.02)
-    x = torch.randn(40, 12, 12, 300, generator=generator(1))
-    tokens, grid = probe.token_components(x, torch.arange(30))
-    assert tokens.shape == (40, 36, probe.TOKEN) and grid == (6, 6) and tokens.isfinite().all()
-    assert probe.token_components(x[:, :2, :3, :8], torch.arange(30))[1] == (2, 3)
 
 
 @pytest.fixture
@@ -279,105 +219,51 @@ def test_direction_is_read_where_it_is_planted_and_frozen_features_are_joined_by
     refused(lambda: run(folder, {"late": late}), "non-finite")
 
 
-def scenes(n=400, seed=0):
-    """Twin clips without frames: items, split, and velocity, camera, middle, start [n, 2]."""
-    g, items = generator(seed), []
-    velocity, camera = torch.zeros(2, n, 2)
-    middle = torch.rand(n // 2, 2, generator=g).mul(26).sub(13).repeat_interleave(2, 0)  # from the centre
-    for i in range(0, n, 2):
-        k, speed = int(torch.randint(8, (1,), generator=g)), 0.6 + 0.8 * torch.rand(1, generator=g).item()
-        kind = "mirrored" if i % 4 else "reversed"
-        flip = torch.tensor(probe.FLIPS[kind])
-        velocity[i] = probe.unit_directions()[k] * speed
-        camera[i] = torch.randint(-1, 2, (2,), generator=g) if i % 6 == 0 else 0
-        velocity[i + 1], camera[i + 1] = velocity[i] * flip, camera[i] * flip
-        middle[i + 1] = middle[i] * (flip if kind == "mirrored" else 1)
-        for j, name in ((i, "original"), (i + 1, kind)):
-            item = {"id": f"clip-{j}", "source": f"scene-{i}", "kind": name, "speed": speed}
-            item["direction"] = DIRECTIONS[probe.nearest_direction(velocity[j : j + 1])]
-            items.append(item | {"camera": camera[j].int().tolist()})
-    return items, parts_of([i["source"] for i in items]), velocity, camera, middle, middle - 8 * velocity
+def watch(x, first=None, middle=None, n=400):
+    """probe.probe_clips on features [n, 3, D] of one point, and of the same clips frozen."""
+    truth = torch.randint(8, (n,), generator=generator())
+    sources = [f"scene-{i // 2}" for i in range(n)]
+    clips = probes.Clips(parts_of(sources), 0, truth, sources)
+    pooled = [{"x": {"mean": z, "max": z}} for z in (x, first, middle) if z is not None]
+    frozen = dict(zip(("first", "middle"), pooled[1:], strict=False))
+    trained = probes.read_motion(pooled[0], ["x"], clips, frozen.values(), shuffled=True)
+    at = probes.best_reading(trained, clips)
+    return probe.probe_clips(clips, trained, at, None, ["x"], frozen)[:2]
 
 
-def watch(items, split, x, first=None, middle=None, random=None):
-    """probe.motion on features [n, 3, D] of one point, and of the same clips frozen; [n, D]: no change."""
-    pooled = []
-    for z in (x, random, first, middle):
-        z = z[:, None].expand(-1, 3, -1) if z is not None and z.ndim == 2 else z
-        pooled.append(z if z is None else {"x": {"mean": z, "max": z}})
-    frozen = {k: z for k, z in zip(("first", "middle"), pooled[2:], strict=True) if z}
-    return probe.motion(Namespace(seed=0), items, split, *pooled[:2], ["x"], frozen)
+def code_of(n=400):
+    """[n, 3, 8]: the direction of `watch`, which grows over time."""
+    truth = torch.randint(8, (n,), generator=generator())
+    return one_hot(truth, 8).float()[:, None] * RAMP
 
 
-def code_of(velocity):
-    """[n, 2] -> [n, 8]: the nearest direction for a linear probe."""
-    return one_hot(probe.nearest_direction(velocity).clamp(min=0), 8).float()
-
-
-def test_noise_has_no_direction_no_flip_and_no_leak_and_the_training_mean_an_r2_of_0():
-    items, split, *_ = scenes()
-    x = torch.randn(4, len(items), 3, 8, generator=generator())
-    criteria, layers, *_ = watch(items, split, *x)
-    assert len(criteria) == 6  # direction, flips, speed, camera and both frozen frames
+def test_noise_has_no_direction_and_no_leak():
+    criteria, tables = watch(*torch.randn(3, 400, 3, 8, generator=generator(2)))
+    assert list(criteria) == ["direction_accuracy", "frozen_first", "frozen_middle"]
     for name, c in criteria.items():
-        most = 0.1 if "r2" in name else 0.3
-        assert c["gain_low"] <= 0 and c["leak"] is None and c["score"] < most, (name, c)
-    assert min(v for k, v in layers["x"].items() if k.endswith("p_holm")) > 0.05
-    y = torch.randn(len(items), 2, generator=generator())
-    assert probe.r2_shares(y[split["train"]].mean(0).expand_as(y), y, split).abs().max() == 0
+        assert c["gain_low"] <= 0 and c["leak"] is None and c["score"] < 0.3, (name, c)
+    row = tables["layers"]["x"]
+    assert min(v for k, v in row.items() if k.endswith("p_holm")) > 0.05
 
 
-def test_an_oracle_of_velocity_passes_flips_and_is_at_chance_on_frozen_clips():
-    items, split, velocity, camera, middle, start = scenes()
-    motion = torch.cat([code_of(velocity), velocity.norm(dim=1, keepdim=True), camera], 1)[:, None] * RAMP
-    nothing = torch.zeros_like(motion)
-    views = ((start, motion), (start, nothing), (middle, nothing))
-    views = (torch.cat([place[:, None].expand(-1, 3, -1), x], -1) for place, x in views)
-    criteria, layers, _ = watch(items, split, *views)
+def test_an_oracle_of_motion_passes_and_is_at_chance_on_frozen_clips():
+    nothing = torch.zeros(400, 3, 8)
+    criteria, tables = watch(code_of(), nothing, nothing)
     c = criteria["direction_accuracy"]
     assert c["score"] == 1 and c["leak"] is None and gate.evaluate(c, 0.8)["answer"] == "PASS"
-    assert c["baselines"]["first_frame"] > c["baselines"]["majority"] + 0.1  # the start predicts it
-    flip = criteria["direction_flip"]
-    assert flip["score"] == 1 and flip["baselines"]["permuted"] < 0.3
-    assert criteria["speed_r2"]["score"] > 0.99 and criteria["camera_r2"]["score"] > 0.99
-    assert criteria["frozen_middle"]["gain_low"] <= 0 <= criteria["frozen_middle"]["gain_high"]
-    assert layers["x"]["direction_flip_time"] == 1 and layers["x"]["direction_accuracy_mean"] < 0.5
-    for moved, name in ((velocity, "camera"), (velocity - camera, "background")):
-        row = watch(items, split, code_of(moved)[:, None] * RAMP)[1]["x"]  # on clips with a moving camera
-        found = {k: row[f"{k}_accuracy_time"] for k in ("camera", "background")}
-        assert found.pop(name) == 1 and max(found.values()) < 0.8, found
+    middle = criteria["frozen_middle"]
+    assert middle["gain_low"] <= 0 <= middle["gain_high"]
+    row = tables["layers"]["x"]
+    assert row["direction_accuracy_time"] == 1 and row["direction_accuracy_mean"] < 0.5
 
 
-def test_the_start_gains_nothing_over_the_first_frame_and_a_telling_appearance_is_a_leak():
-    items, split, velocity, _, middle, start = scenes()
-    c = watch(items, split, start, start, middle)[0]["direction_accuracy"]
-    assert c["score"] > c["baselines"]["majority"] + 0.1 and c["score"] == c["baselines"]["first_frame"]
-    assert c["leak"] is None and gate.evaluate(c, 0.1)["answer"] != "PASS"
-    assert gate.evaluate(watch(items, split, start)[0]["direction_accuracy"], 0.1)["answer"] == "PASS"
-    colour = code_of(velocity[::2]).repeat_interleave(2, 0)  # the original's direction, in both twins
-    c = watch(items, split, colour, colour, colour)[0]
-    assert c["direction_accuracy"]["score"] > 0.4 and c["direction_flip"]["score"] == 0
-    assert c["direction_flip"]["gain_high"] < 0 < c["frozen_middle"]["gain_low"]
-    assert c["direction_accuracy"]["leak"] == "frozen_middle"
-
-
-def test_a_flip_is_an_answer_that_changes_as_the_clip_did():
-    kinds = ["mirrored"] * 4 + ["reversed"] * 3
-    items = [{"source": str(i // 2), "kind": ("original", kinds[i // 2])[i % 2]} for i in range(14)]
-    names = "left right/up left,up right/up up/down right,down left/up down/left right/down left,up right"
-    pairs = [p.split(",") if "," in p else p.split() for p in names.split("/")]
-    true = torch.tensor([DIRECTIONS.index(d) for pair in pairs for d in pair])
-    pairs = probe.twin_pairs(items, true, torch.arange(14))
-    assert pairs["mirrored"].tolist() == [[0, 1], [2, 3], [6, 7]]  # straight up stays up in a mirror
-    assert pairs["reversed"].tolist() == [[8, 9], [10, 11], [12, 13]]
-    paired, permuted = probe.flips(true, pairs)
-    assert paired.tolist() == [1] * 6 and permuted.tolist() == [0] * 6
-    assert probe.flips(torch.full((14,), DIRECTIONS.index("up")), pairs)[0].sum() == 0  # unchanged answers
-    wrong = true.clone()
-    reverse = probe.nearest_direction(-probe.unit_directions())
-    wrong[7] = reverse[true[6]]  # down right must not become up left in a mirror
-    assert probe.flips(wrong, pairs)[0].tolist() == [1, 1, 0, 1, 1, 1]
-    assert probe.twin_pairs(items, true, torch.tensor([0, 1, 2, 5, 8])) == {}
+def test_an_appearance_that_gives_the_direction_away_gains_nothing_or_is_a_leak():
+    colour = code_of().abs().amax(1, keepdim=True).expand(-1, 3, -1)
+    c = watch(colour, colour, torch.zeros(400, 3, 8))[0]["direction_accuracy"]
+    assert c["score"] == 1 == c["baselines"]["first_frame"] and c["leak"] is None
+    assert gate.evaluate(c, 0.1)["answer"] != "PASS"
+    c = watch(colour, colour, colour)[0]["direction_accuracy"]
+    assert c["leak"] == "frozen_middle" and gate.evaluate(c, 0.1)["answer"] == "INCONCLUSIVE"
 
 
 def test_results_are_compared_item_by_item(tmp_path, refused):
