@@ -1211,7 +1211,7 @@ def summary(result):
         [
             [
                 k,
-                *(number(GATE1[k]["earlier"].get(model)) for model in earlier),
+                *(number(GATE1[k].get("earlier", {}).get(model)) for model in earlier),
                 *(number(result["figures"][m].get(k)) for m in models),
             ]
             for k in shown
