@@ -19,11 +19,6 @@ def moving():
     return list(synthetic.moving(240, 64, 1))
 
 
-@pytest.fixture(scope="module")
-def clips():
-    return list(synthetic.trajectories(80, 48, 5))
-
-
 def extents(mask):
     """[x1, y1, x2, y2] of the true values of a mask [H, W]; zeros where there are none."""
     y, x = torch.nonzero(mask, as_tuple=True)
@@ -121,12 +116,14 @@ def frames_in(spans):
     return {t for a, b in spans for t in range(a, b + 1)}
 
 
-def objects(clips):
-    return [(c, k, t) for c in clips for k, t in enumerate(c["tracks"])]
+def objects(trajectories):
+    return [(c, k, t) for c in trajectories for k, t in enumerate(c["tracks"])]
 
 
-def test_masks_and_boxes_lie_where_the_equation_says_and_spans_say_when_enough_of_an_object_is_there(clips):
-    for c, k, track in objects(clips):
+def test_masks_and_boxes_lie_where_the_equation_says_and_spans_say_when_an_object_is_there(
+    trajectories,
+):
+    for c, k, track in objects(trajectories):
         seen, boxes, e = c["mask"] == k + 1, c["boxes"][:, k].numpy(), track["equation"]
         area, at, radius = seen.sum((1, 2)), position(e, FRAMES), e["radius"]
         visible, present, hidden = (frames_in(track[s]) for s in ("visible", "present", "hidden"))
@@ -141,8 +138,8 @@ def test_masks_and_boxes_lie_where_the_equation_says_and_spans_say_when_enough_o
         assert (np.abs(boxes[there].reshape(-1, 2, 2) - at[there][:, None]) <= radius + 1).all()
 
 
-def test_persistence_cause_direction_and_speed_follow_from_the_equations(clips):
-    for _, _, track in objects(clips):
+def test_persistence_cause_direction_and_speed_follow_from_the_equations(trajectories):
+    for _, _, track in objects(trajectories):
         present, e, direction = frames_in(track["present"]), track["equation"], track["direction"]
         assert track["persistent"] == (len(present) == 32) == (track["why"] == "stays")
         why = {(1, 1): "stays", (0, 1): "enters", (1, 0): "leaves", (0, 0): "passes"}
@@ -159,8 +156,8 @@ def test_persistence_cause_direction_and_speed_follow_from_the_equations(clips):
             assert cosines[direction] == max(cosines.values()) > np.cos(np.radians(22.6))
 
 
-def test_how_long_an_object_is_seen_does_not_decide_whether_it_is_persistent(clips):
-    tracks = [t for _, _, t in objects(clips)]
+def test_how_long_an_object_is_seen_does_not_decide_whether_it_is_persistent(trajectories):
+    tracks = [t for _, _, t in objects(trajectories)]
     persistent = np.array([t["persistent"] for t in tracks])
     seen = np.array([len(frames_in(t["visible"])) for t in tracks])
     accuracies = [((seen >= least) == persistent).mean() for least in range(34)]
@@ -176,9 +173,9 @@ def test_an_equation_and_spans_by_hand():
     assert spans_words([[0, 9], [14, 31]]) == "frames 0 to 9 and 14 to 31"
 
 
-def test_answers_are_true_and_topics_say_what_the_questions_are_about(clips):
+def test_answers_are_true_and_topics_say_what_the_questions_are_about(trajectories):
     kinds = set()
-    for c in clips:
+    for c in trajectories:
         tracks = {t["object"]: t for t in c["tracks"]}
         for (question, answer), (kind, name) in zip(c["turns"], c["topics"], strict=True):
             assert name in question and (name in tracks) == (kind not in ("absent", "count"))
@@ -197,8 +194,8 @@ def test_answers_are_true_and_topics_say_what_the_questions_are_about(clips):
     assert kinds == {*synthetic.QUESTIONS, "absent", "whatif"} - {"backwards", "uncovered"}
 
 
-def test_reversed_clips_run_backwards_with_the_truth_about_that(clips):
-    for c, r in zip(clips[:24], synthetic.trajectories(24, 48, 5, change="reversed"), strict=True):
+def test_reversed_clips_run_backwards_with_the_truth_about_that(trajectories):
+    for c, r in zip(trajectories[:24], synthetic.trajectories(24, 48, 21, change="reversed"), strict=True):
         assert all(torch.equal(r[k], c[k].flip(0)) for k in ("frames", "mask", "boxes"))
         assert all(r[k] == c[k] for k in ("id", "names", "source", "absent", "topics"))
         for a, b in zip(c["tracks"], r["tracks"], strict=True):
@@ -210,8 +207,8 @@ def test_reversed_clips_run_backwards_with_the_truth_about_that(clips):
             assert r["turns"][r["topics"].index(["direction", b["object"]])][1] == b["direction"]
 
 
-def test_the_first_object_is_gone_from_deleted_clips_and_nothing_else_changes_but_what_it_hid(clips):
-    for c, d in zip(clips[:24], synthetic.trajectories(24, 48, 5, change="deleted"), strict=True):
+def test_the_first_object_is_gone_from_deleted_clips_and_nothing_else_changes_but_what_it_hid(trajectories):
+    for c, d in zip(trajectories[:24], synthetic.trajectories(24, 48, 21, change="deleted"), strict=True):
         n, gone = c["count"], c["mask"] == 1
         assert (d["removed"], d["names"], d["count"]) == (c["names"][0], c["names"][1:], n - 1)
         assert d["id"] == c["id"] and d["boxes"].shape == (32, n - 1, 4)
@@ -221,9 +218,9 @@ def test_the_first_object_is_gone_from_deleted_clips_and_nothing_else_changes_bu
             assert frames_in(b["visible"]) >= frames_in(a["visible"])
 
 
-def test_in_swapped_clips_the_second_object_takes_the_path_of_the_first(clips):
-    several = [c for c in clips[:24] if c["count"] > 1]
-    for c, s in zip(several, synthetic.trajectories(24, 48, 5, change="swapped"), strict=True):
+def test_in_swapped_clips_the_second_object_takes_the_path_of_the_first(trajectories):
+    several = [c for c in trajectories[:24] if c["count"] > 1]
+    for c, s in zip(several, synthetic.trajectories(24, 48, 21, change="swapped"), strict=True):
         assert s["id"] == c["id"] and s["names"] == [c["names"][1], c["names"][0], *c["names"][2:]]
         for a, b in zip(s["tracks"], c["tracks"], strict=True):
             assert (a["equation"], a["direction"]) == (b["equation"], b["direction"])

@@ -5,7 +5,7 @@ import pytest
 import torch
 from helpers import holds, random_language_model
 from registry import PUBLISHED
-from test_families import folder_of
+from test_families import ROWS, folder_of
 from test_track import planted as planted_tracks
 from torchvision.io import encode_png
 from transformers.quantizers.quantizers_utils import should_convert_module
@@ -20,8 +20,6 @@ import tune
 from common import load_items, load_yaml, write_items
 from models import MODELS, find_model, load_vlm, processor_of, qwen_inputs
 
-FAMILIES = ["small_qwen2vl", "small_vlm", "small_qwen3vl", "llava", "llava_next", "llava_onevision"]
-FAMILIES += ["small_internvl"]
 BOXES = {"small_vlm": "[8, 16, 24, 32]", "small_internvl": "[167, 333, 500, 667]"}
 BOXES["llava_next"] = "[0.167, 0.333, 0.500, 0.667]"
 LORA = {"method": "lora", "vision": "frozen", "rank": 2, "checkpoint": False}
@@ -77,7 +75,7 @@ def tuned(model, folder, out, flags=""):
     return tune.main([*line.split(), *flags.split()])
 
 
-@pytest.mark.parametrize("family", FAMILIES, indirect=True)
+@pytest.mark.parametrize("family", ROWS, indirect=True)
 def test_every_family_is_encoded_as_at_inference_and_only_answers_carry_loss(family):
     encoder, made = encoder_of(family), item(0, chat=True, system="Be brief.")
     row, _ = encoder(made, 0, 2)
@@ -196,7 +194,7 @@ def test_a_training_writes_gain_forgetting_adapter_and_the_same_merged(small_vlm
     assert torch.allclose(merged, adapter, atol=1e-4)
 
 
-@pytest.mark.parametrize("family", FAMILIES, indirect=True)
+@pytest.mark.parametrize("family", ROWS, indirect=True)
 def test_an_adapter_of_every_family_is_a_model_and_four_bits_are_for_language_layers(family, tmp_path):
     entry = find_model(str(family)) | {"own_shape": []}
     model = load_vlm(entry)[0]
@@ -236,12 +234,11 @@ def test_a_training_of_nothing_gains_nothing_and_has_the_size_of_its_clips(small
 
 def test_mistakes_are_refused(small_vlm, tmp_path, refused, monkeypatch):
     monkeypatch.setattr(tune, "load_vlm", None)  # before a model is loaded
-    folder, unplaced = written(tmp_path / "d", *map(item, range(20))), [["<image> <image>?", "x"]]
-    twice = written(tmp_path / "twice", *(item(k, turns=unplaced) for k in range(20)))
-    mistakes = [("--preset t4", folder, "--method qlora needs a GPU")]
-    mistakes += [("--max-tokens 5", folder, "no question of the train split fits")]
-    for flags, examples, words in [*mistakes, ("", twice, "more images or videos than the 1")]:
-        refused(lambda flags=flags, at=examples: tuned(small_vlm, at, tmp_path / "out", flags), words)
+    folder, out = written(tmp_path / "d", *map(item, range(20))), tmp_path / "out"
+    refused(lambda: tuned(small_vlm, folder, out, "--preset t4"), "--method qlora needs a GPU")
+    refused(lambda: tuned(small_vlm, folder, out, "--max-tokens 5"), "no question of the train split fits")
+    written(folder, *(item(k, turns=[["<image> <image>?", "x"]]) for k in range(20)))
+    refused(lambda: tuned(small_vlm, folder, out), "more images or videos than the 1")
 
 
 def of_full_size(name, folder):
@@ -320,30 +317,23 @@ def embedded(items, noise=0.0):
     return (x + noise * torch.randn(x.shape, generator=g)).half()
 
 
-@pytest.fixture(scope="module")
-def trajectories(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("trajectories") / "data"
-    data.main(["trajectories", "--n", "40", "--out", str(folder)])
-    return folder, load_items(folder)[0]
-
-
 @pytest.fixture
-def run(trajectories, tmp_path, monkeypatch):
+def run(trajectories, trajectories_folder, tmp_path, monkeypatch):
     """tune.py words on planted embeddings; few lists, because an untrained model does not end its answers."""
 
-    def words(flags="", folder=trajectories[0], model=tmp_path / "small-words"):
+    def words(flags="", folder=trajectories_folder, model=tmp_path / "small-words"):
         line = f"words --embeddings {tmp_path}/tracks.pt --data {folder} --language {model} --epochs 1"
         return tune.main([*line.split(), "--seeds", "2", *flags.split()])
 
     random_language_model(tmp_path / "small-words", 0)
     monkeypatch.setattr(tune, "LISTS", 8)
-    planted_tracks(tmp_path / "tracks.pt", trajectories[1], embedding=embedded(trajectories[1]))
+    planted_tracks(tmp_path / "tracks.pt", trajectories, embedding=embedded(trajectories))
     return words
 
 
 def test_embeddings_of_noise_gain_nothing_over_the_majority(run, trajectories, tmp_path):
-    noise = torch.randn(embedded(trajectories[1]).shape)
-    planted_tracks(tmp_path / "tracks.pt", trajectories[1], embedding=noise)
+    noise = torch.randn(embedded(trajectories).shape)
+    planted_tracks(tmp_path / "tracks.pt", trajectories, embedding=noise)
     found = run()["criteria"]["accuracy"]
     assert found["score"] <= found["baseline"] + 0.1 and found["gain_low"] <= 0
 
@@ -407,5 +397,5 @@ def test_planted_embeddings_teach_persistence_and_direction(run, tmp_path):
 def test_wrong_embeddings_models_and_data_are_refused(run, trajectories, tmp_path, refused):
     refused(lambda: run(model="tiny-dinov2"), "a language model is needed")
     refused(lambda: run(folder=written(tmp_path / "other", *map(item, range(4)))), "holds no tracks")
-    planted_tracks(tmp_path / "tracks.pt", trajectories[1][:-1])
-    refused(run, f"lacks '{trajectories[1][-1]['id']}/")
+    planted_tracks(tmp_path / "tracks.pt", trajectories[:-1])
+    refused(run, f"lacks '{trajectories[-1]['id']}/")

@@ -175,10 +175,8 @@ def test_coherence_reports_every_conditioning_beside_the_clips_and_the_controls(
     found = load_yaml(world / "c/video-coherence.yaml", "video")
     names, criteria, table = list(video.CONDITIONINGS), found["criteria"], found["conditionings"]
     assert list(table) == [*video.NULLS, *names] and table["frozen"]["temporal_ratio"] == 0
-    holds(
-        found,
-        "temporal_consistency_frozen == 1, temporal_closeness_frozen == 0, direction_accuracy_real == 1",
-    )
+    holds(found, "temporal_consistency_frozen == 1, temporal_closeness_frozen == 0")
+    assert found["direction_accuracy_real"] == 1
     assert criteria["temporal_consistency"]["upper_bound"] == found["temporal_consistency_real"]
     assert set(criteria["temporal_closeness"]["baselines"]) == {"frozen", "shuffled", "other_clip"}
     first, adapter = found["strength"]["first"], found["strength"]["adapter"]
@@ -333,10 +331,8 @@ def test_the_cycle_picks_the_true_candidate(world, drawn, tmp_path, monkeypatch,
     assert found["truth_preferred_by"]["cycle"]["share"] == 3.5 / 4  # one candidate is the truth
     assert (found["shown"], found["horizon"], found["shown_backwards"]) == (past, horizon, back)
     assert all(torch.equal(x, clips[:, :past]) for x in ends)
-    holds(
-        found["pickers"],
-        "cycle.l1 == 0, cycle.l1_oracle_share == 1, one.l1_oracle_share == 0, worst.l1 > 0.1",
-    )
+    holds(found["pickers"], "cycle.l1 == 0, cycle.l1_oracle_share == 1")
+    holds(found["pickers"], "one.l1_oracle_share == 0, worst.l1 > 0.1")
     oracle = [c["oracle"]["l1"] for c in found["curve"].values()]
     assert oracle == sorted(oracle, reverse=True) and list(found["curve"]) == [1, 2, 4]
     saved = load_pt(tmp_path / "x.pt", RESULT)
