@@ -84,26 +84,25 @@ def test_the_truth_scores_one_and_beats_every_baseline(scored, trajectories):
     assert found["clips"] == len(test) and found["objects"] == sum(i["count"] for i in test)
 
 
-def by_colour(item, name, visible):
-    there = any(n.split()[0] == name.split()[0] for n in item["names"])
-    return torch.full((32,), float(there)) if name == item["absent"] else visible
-
-
 def test_planted_scores_are_found_and_the_truth_of_other_clips_beats_no_baseline(scored, trajectories):
     tracks = [t for i in trajectories for t in i["tracks"]]
     other = iter(tracks[k] for k in torch.randint(len(tracks), (999,), generator=generator()))
-    constant = "frame_f1 == frame_f1_always, frame_f1_gain == 0, persistence_accuracy_gain_low <= 0,"
-    constant += "absent_seen == 1, boundary_error == 32, segmental_f1_50 < 0.8"
-    scaled = "frame_f1 == 1, threshold >= 0.1, threshold < 0.25"  # chosen on val
-    colour = "absent_seen_colour_there == 1, absent_seen_colour_not_there == 0, absent_seen < 1"
-    late = "frame_f1 == frame_f1_copy, over_copy == 0, frame_f1_copy > 0.85, frame_f1 < 1"
-    null = "persistence_accuracy_gain_low <= 0, frame_f1_gain_low <= 0, over_copy_high < 0"
-    rows = [(lambda *_: torch.full((32,), 0.7), lambda *_: 0.7, constant), (by_colour, None, colour)]
-    rows += [(lambda *x: 0.1 + 0.15 * x[2], None, scaled)]
-    rows += [(lambda *x: torch.cat([x[2][:1].expand(2), x[2][:-2]]), None, late)]
-    others = lambda *_: track.frames_of_track(next(other)).float(), lambda *_: next(other)["persistent"]
-    for *functions, facts in [*rows, (*others, null)]:
-        holds(scored(*functions), facts)
+    constant = scored(lambda *_: torch.full((32,), 0.7), lambda *_: 0.7)
+    holds(constant, "frame_f1 == frame_f1_always, frame_f1_gain == 0, persistence_accuracy_gain_low <= 0")
+    holds(constant, "absent_seen == 1, boundary_error == 32, segmental_f1_50 < 0.8")
+    scaled = scored(lambda item, name, visible: 0.1 + 0.15 * visible)
+    holds(scaled, "frame_f1 == 1, threshold >= 0.1, threshold < 0.25")  # chosen on val
+    late = scored(lambda item, name, visible: torch.cat([visible[:1].expand(2), visible[:-2]]))
+    holds(late, "frame_f1 == frame_f1_copy, over_copy == 0, frame_f1_copy > 0.85, frame_f1 < 1")
+    null = scored(lambda *_: track.frames_of_track(next(other)).float(), lambda *_: next(other)["persistent"])
+    holds(null, "persistence_accuracy_gain_low <= 0, frame_f1_gain_low <= 0, over_copy_high < 0")
+
+    def by_colour(item, name, visible):
+        there = any(n.split()[0] == name.split()[0] for n in item["names"])
+        return torch.full((32,), float(there)) if name == item["absent"] else visible
+
+    colour = scored(by_colour)
+    holds(colour, "absent_seen_colour_there == 1, absent_seen_colour_not_there == 0, absent_seen < 1")
 
 
 def test_a_file_that_breaks_the_contract_is_refused(scored, trajectories, tmp_path, refused):
