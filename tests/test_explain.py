@@ -5,7 +5,7 @@ from unittest.mock import MagicMock
 import numpy as np
 import pytest
 import torch
-from helpers import holds, plant_features
+from helpers import generator, holds, plant_features, write_squares
 from PIL import Image
 from test_families import ROWS, SIDES, folder_of
 from test_track import planted as planted_tracks
@@ -81,14 +81,11 @@ def test_questions_and_true_answers_are_those_of_the_data(shapes_folder, moving_
 @pytest.fixture(scope="module")
 def boxes(tmp_path_factory):
     """240 images of one box or card each: (folder, items, truth [n, 2], tokens [n, 1, 6, 6, 8] of noise)."""
-    folder, g, items = tmp_path_factory.mktemp("boxes"), torch.Generator().manual_seed(0), []
+    folder, g = tmp_path_factory.mktemp("boxes"), generator()
     corner = torch.rand(240, 2, generator=g) * 20
     xyxy = torch.cat([corner, corner + 8 + torch.rand(240, 2, generator=g) * 4], 1).round()
-    frames = torch.randint(0, 256, (240, 1, 32, 32, 3), generator=g, dtype=torch.uint8)
-    for k, b in enumerate(xyxy):
-        item = {"id": f"i{k:03d}", "source": f"i{k:03d}", "width": 32, "height": 32, "frames": frames[k]}
-        items.append(item | {"boxes": b[None], "labels": [("box", "card")[int(b[0]) % 2]]})
-    write_items(folder / "data", items, {"data": "synthetic", "name": "boxes"})
+    write_squares(folder, xyxy, 32, ("box", "card"))
+    items = load_items(folder / "data")[0]
     truth = torch.tensor([explain.cell_of(i, "place") for i in items])
     return folder, items, truth, torch.randn(240, 1, 6, 6, 8, generator=g)
 
@@ -240,10 +237,9 @@ def test_planted_recall_and_retention_are_found_with_paired_intervals(describe):
     holds(result, "action_recall_real == 0.8, action_recall_generated == 0.4, action_recall_copy == 0")
     holds(result, "retention == 0.5, retention_vae == 0.75, retention_first == 0.125, retention_copy == 0")
     holds(result, "criteria.retention.upper_bound == 0.75, criteria.retention.sources == 100, unparsed == 0")
-    c = result["criteria"]["retention"]
-    assert set(c["baselines"]) == {"other_item", "majority", "copy"}
+    assert set(result["criteria"]["retention"]["baselines"]) == {"other_item", "majority", "copy"}
     real, past = (torch.tensor([float(RECALL[name](k)) for k in range(100)]) for name in ("real", "past"))
-    pick = torch.randint(100, (4000, 100), generator=torch.Generator().manual_seed(0))
+    pick = torch.randint(100, (4000, 100), generator=generator())
     expected = (past[pick].mean(1) / real[pick].mean(1)).quantile(torch.tensor([0.025, 0.975])).tolist()
     assert [result["retention_low"], result["retention_high"]] == pytest.approx(expected, abs=0.02)
     result = describe(lambda k, *_: TRUE[k] if k % 2 else WRONG[k])  # the same answers about real clips

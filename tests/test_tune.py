@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from helpers import holds, random_language_model
+from helpers import generator, holds, random_language_model
 from registry import PUBLISHED
 from test_families import ROWS, folder_of
 from test_track import planted as planted_tracks
@@ -49,8 +49,7 @@ def logits_of(folder, model=None):
 
 
 def image(seed, h=48, w=48, t=1):
-    g = torch.Generator().manual_seed(seed)
-    return torch.randint(0, 256, (t, h, w, 3), generator=g, dtype=torch.uint8)
+    return torch.randint(0, 256, (t, h, w, 3), generator=generator(seed), dtype=torch.uint8)
 
 
 def item(k, frames=None, **more):
