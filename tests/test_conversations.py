@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from test_media import encode
+from test_synthetic import extents
 
 import conversations
 import data
@@ -329,9 +330,8 @@ def rectangle(path, xyxy, size=(64, 48)):
 
 
 def where_red(item):
-    image = frames_of(item)[0].numpy()
-    y, x = np.nonzero(image[..., 0].astype(int) - image[..., 1] > 40)
-    return [x.min(), y.min(), x.max() + 1, y.max() + 1]
+    image = frames_of(item)[0].int()
+    return extents(image[..., 0] - image[..., 1] > 40)
 
 
 @pytest.mark.parametrize("name", FLAGS)

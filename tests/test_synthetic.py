@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import synthetic
+from claims import frames_of_spans
 from synthetic import DIRECTIONS, OPPOSITE, position, spans_words
 
 COLOURS = {name: torch.tensor(rgb).float() / max(rgb) for name, rgb in synthetic.COLOURS.items()}
@@ -112,10 +113,6 @@ def test_directions_are_balanced_and_the_first_frame_says_little_about_them(movi
     assert (names[torch.cdist(test_x, centroid).argmin(1).numpy()] == test_y).mean() < 0.4
 
 
-def frames_in(spans):
-    return {t for a, b in spans for t in range(a, b + 1)}
-
-
 def objects(trajectories):
     return [(c, k, t) for c in trajectories for k, t in enumerate(c["tracks"])]
 
@@ -126,7 +123,7 @@ def test_masks_and_boxes_lie_where_the_equation_says_and_spans_say_when_an_objec
     for c, k, track in objects(trajectories):
         seen, boxes, e = c["mask"] == k + 1, c["boxes"][:, k].numpy(), track["equation"]
         area, at, radius = seen.sum((1, 2)), position(e, FRAMES), e["radius"]
-        visible, present, hidden = (frames_in(track[s]) for s in ("visible", "present", "hidden"))
+        visible, present, hidden = (frames_of_spans(track[s]) for s in ("visible", "present", "hidden"))
         assert visible | hidden == present and not visible & hidden and len(track["present"]) == 1
         whole = (synthetic.coverage(c["labels"][k], 48, 24, 24, radius, 0) >= 0.5).sum().item()
         assert all(area[t] > 0 for t in visible) and all(area[t] <= 0.25 * whole + 3 for t in hidden)
@@ -140,7 +137,7 @@ def test_masks_and_boxes_lie_where_the_equation_says_and_spans_say_when_an_objec
 
 def test_persistence_cause_direction_and_speed_follow_from_the_equations(trajectories):
     for _, _, track in objects(trajectories):
-        present, e, direction = frames_in(track["present"]), track["equation"], track["direction"]
+        present, e, direction = frames_of_spans(track["present"]), track["equation"], track["direction"]
         assert track["persistent"] == (len(present) == 32) == (track["why"] == "stays")
         why = {(1, 1): "stays", (0, 1): "enters", (1, 0): "leaves", (0, 0): "passes"}
         if e["exists"] != [0, 31]:
@@ -159,7 +156,7 @@ def test_persistence_cause_direction_and_speed_follow_from_the_equations(traject
 def test_how_long_an_object_is_seen_does_not_decide_whether_it_is_persistent(trajectories):
     tracks = [t for _, _, t in objects(trajectories)]
     persistent = np.array([t["persistent"] for t in tracks])
-    seen = np.array([len(frames_in(t["visible"])) for t in tracks])
+    seen = np.array([len(frames_of_spans(t["visible"])) for t in tracks])
     accuracies = [((seen >= least) == persistent).mean() for least in range(34)]
     assert max(*accuracies, 1 - min(accuracies)) < 0.85
 
@@ -212,7 +209,7 @@ def test_the_first_object_is_gone_from_deleted_clips_and_nothing_else_changes_bu
         assert all(torch.equal((c["mask"] == k + 1)[~gone], (d["mask"] == k)[~gone]) for k in range(1, n))
         for a, b in zip(c["tracks"][1:], d["tracks"], strict=True):
             assert all(a[k] == b[k] for k in ("persistent", "why", "present", "direction", "equation"))
-            assert frames_in(b["visible"]) >= frames_in(a["visible"])
+            assert frames_of_spans(b["visible"]) >= frames_of_spans(a["visible"])
 
 
 def test_in_swapped_clips_the_second_object_takes_the_path_of_the_first(trajectories):

@@ -304,9 +304,8 @@ def embedded(items, noise=0.0):
     """[N, 512]: the truth about every object of trajectories through a fixed random map."""
     g, facts = torch.Generator().manual_seed(1), []
     for item in items:
-        tracks = {t["object"]: t for t in item["tracks"]}
-        for name in (*item["names"], item["absent"]):
-            row, true = torch.zeros(48), tracks.get(name)
+        for true in (*item["tracks"], None):  # the absent one
+            row = torch.zeros(48)
             if true:
                 row[:32], row[32], row[33] = track.frames_of_track(true), 1, true["persistent"]
                 row[34 + [*synthetic.DIRECTIONS, "still"].index(true["direction"])] = 1

@@ -30,7 +30,8 @@ def world(tmp_path_factory):
 def ran(at, more):
     how = f"--model {at}/ltx --evaluator {at}/evaluator --data {at}/data --frames 5 --size 32 --steps 2"
     line = f"{more} {how}".split()
-    return line, video.main(line)
+    video.main(line)
+    return line
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +64,7 @@ def drawn(continued, monkeypatch, tmp_path):
         monkeypatch.setattr(video, "generate_clips", generate_clips)
         for name in ("draw_continuations", "draw_futures"):
             monkeypatch.setattr(video, name, lambda *args: None)
-        return video.main(changed(continued[0], job, out=tmp_path / f"{out}.yaml", **more))
+        return video.main(changed(continued, job, out=tmp_path / f"{out}.yaml", **more))
 
     return run
 
@@ -186,7 +187,7 @@ def test_coherence_reports_every_conditioning_beside_the_clips_and_the_controls(
 
 
 def test_cached_parts_are_reused_other_settings_anew(world, cohere, calls, tmp_path):
-    line = changed(cohere[0], out=tmp_path / "x.yaml", clips=2, conditionings="first,adapter")
+    line = changed(cohere, out=tmp_path / "x.yaml", clips=2, conditionings="first,adapter")
     result = video.main(line)
     for name in ("first-1", "adapter@0.5-0"):
         (tmp_path / "x-parts" / f"{name}.pt").unlink()
@@ -206,9 +207,9 @@ def test_bad_input_costs_one_sentence(world, cohere, continued, tmp_path, refuse
     write_items(tmp_path / "mute", mute, {"data": "synthetic", "name": "squares"})
     others = tmp_path / "others.pt"
     save_pt(others, RESULT, [f"other-{i}" for i in held["ids"]], held["meta"], embeds=held["embeds"])
-    bad = [(changed(cohere[0], adapter=others), "other clips"), (changed(continued[0], past=2), "--past 3")]
-    bad += [(changed(continued[0], horizon=16), "has 7 frames, 19 are needed")]
-    for line, words in [*bad, (changed(continued[0], "futures", data=tmp_path / "mute"), "no text")]:
+    bad = [(changed(cohere, adapter=others), "other clips"), (changed(continued, past=2), "--past 3")]
+    bad += [(changed(continued, horizon=16), "has 7 frames, 19 are needed")]
+    for line, words in [*bad, (changed(continued, "futures", data=tmp_path / "mute"), "no text")]:
         refused(lambda line=line: video.main(changed(line, out=tmp_path / "x.yaml")), words)
 
 
@@ -256,7 +257,7 @@ def test_windows_continue_from_the_last_frames_so_far(j, starts):
 
 def test_a_window_is_given_the_past_its_own_noise_and_prompt(world, continued, calls, tmp_path):
     clips = held_out(world)[1]
-    line = changed(continued[0], out=tmp_path / "x.yaml", seeds=2, continuations="past,first+text,text")
+    line = changed(continued, out=tmp_path / "x.yaml", seeds=2, continuations="past,first+text,text")
     video.main(line)
     asked = [args for args, _ in calls]
     shown = [args[4][0][1] if args[4] else None for args in asked]
@@ -268,12 +269,11 @@ def test_a_window_is_given_the_past_its_own_noise_and_prompt(world, continued, c
 
 
 def test_no_frame_of_the_future_and_no_other_clip_reaches_a_continuation(world, continued, tmp_path):
-    items, index = load_items(world / "data")
+    items = load_items(world / "data")[0]
     for i in items:
-        if split_of(i["source"]) == "test":
-            i["frames"] = torch.cat([i["frames"][:3], 255 - i["frames"][3:].flip(0)])
-    write_items(tmp_path / "data", items, {"data": "synthetic", "name": index["name"]})
-    line = changed(continued[0], continuations="past,text")
+        i["frames"] = torch.cat([i["frames"][:3], 255 - i["frames"][3:].flip(0)])
+    write_items(tmp_path / "data", items, {"data": "synthetic", "name": "squares"})
+    line = changed(continued, continuations="past,text")
     video.main(changed(line, out=tmp_path / "x.yaml", data=tmp_path / "data"))
     video.main(changed(line, out=tmp_path / "y.yaml", batch=1, clips=2))
     for name in ("vae", "past-0", "text-0"):
@@ -350,7 +350,7 @@ def test_equal_candidates_leave_no_choice(world, drawn, monkeypatch):
 
 
 def test_the_first_candidate_is_that_of_continue(world, continued, calls, tmp_path, monkeypatch):
-    line = changed(continued[0], "futures", out=tmp_path / "f.yaml", candidates=6, clips=3)
+    line = changed(continued, "futures", out=tmp_path / "f.yaml", candidates=6, clips=3)
     found = video.main(line)
     assert len(calls) == 13  # 6, and 7 reversed, with one noise and the empty prompt
     for args, more in calls[6:]:
