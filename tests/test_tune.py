@@ -330,8 +330,7 @@ def run(trajectories, trajectories_folder, tmp_path, monkeypatch):
 
 
 def test_embeddings_of_noise_gain_nothing_over_the_majority(run, trajectories, tmp_path):
-    noise = torch.randn(embedded(trajectories).shape)
-    planted_tracks(tmp_path / "tracks.pt", trajectories, embedding=noise)
+    planted_tracks(tmp_path / "tracks.pt", trajectories, embedding=torch.randn(embedded(trajectories).shape))
     found = run()["criteria"]["accuracy"]
     assert found["score"] <= found["baseline"] + 0.1 and found["gain_low"] <= 0
 

@@ -86,12 +86,9 @@ def part(folder, name):
     return load_pt(folder / f"{name}.pt", RESULT)["generated_clips"]
 
 
-def test_measures_of_frozen_shuffled_reversed_and_lost_clips():
-    real = torch.full((6, 9, 32, 32, 3), 90).byte() + (10 * torch.arange(6)).byte().view(-1, 1, 1, 1, 1)
-    masks = torch.zeros(6, 32, 32, dtype=torch.bool)
-    masks[:, 12:20, 2:10] = True
-    for t in range(9):  # a square that moves right
-        real[:, t, 12:20, 2 + 2 * t : 10 + 2 * t] = torch.tensor([210, 30, 30], dtype=torch.uint8)
+def test_measures_of_frozen_shuffled_reversed_and_lost_clips(world):
+    items, real = (x[:6] for x in held_out(world))  # squares that move right
+    masks = torch.stack([i["mask"][0] > 0 for i in items])
     objects, look = (list(range(6)), masks, ["right"] * 6), lambda clip: clip.float()[:, ::4, ::4] / 255
     versions = real[:, :1].expand_as(real), real, metrics.shuffled(real, 0)
     frozen, own, mixed = (video.measured(x, real[:, 0], look, objects) for x in versions)
@@ -257,8 +254,7 @@ def test_windows_continue_from_the_last_frames_so_far(j, starts):
 
 def test_a_window_is_given_the_past_its_own_noise_and_prompt(world, continued, calls, tmp_path):
     clips = held_out(world)[1]
-    line = changed(continued, out=tmp_path / "x.yaml", seeds=2, continuations="past,first+text,text")
-    video.main(line)
+    video.main(changed(continued, out=tmp_path / "x.yaml", seeds=2, continuations="past,first+text,text"))
     asked = [args for args, _ in calls]
     shown = [args[4][0][1] if args[4] else None for args in asked]
     assert len(asked) == 2 * (2 + 1 + 1)  # past has 2 new frames a clip, first 4, text 5
