@@ -231,15 +231,6 @@ def test_a_training_of_nothing_gains_nothing_and_has_the_size_of_its_clips(small
     refused(lambda: tuned(adapter, made, tmp_path / "again"), "is an adapter; merge it first")
 
 
-def test_mistakes_are_refused(small_vlm, tmp_path, refused, monkeypatch):
-    monkeypatch.setattr(tune, "load_vlm", None)  # before a model is loaded
-    folder, out = written(tmp_path / "d", *map(item, range(20))), tmp_path / "out"
-    refused(lambda: tuned(small_vlm, folder, out, "--preset t4"), "--method qlora needs a GPU")
-    refused(lambda: tuned(small_vlm, folder, out, "--max-tokens 5"), "no question of the train split fits")
-    written(folder, *(item(k, turns=[["<image> <image>?", "x"]]) for k in range(20)))
-    refused(lambda: tuned(small_vlm, folder, out), "more images or videos than the 1")
-
-
 def of_full_size(name, folder):
     """(shape_of a folder with nothing but the published configuration, that model on the meta device)."""
     with torch.device("meta"):
@@ -285,19 +276,23 @@ def test_the_plan_has_published_values_and_parts_depend_on_their_arguments_alone
     assert big["gb"] == pytest.approx(sum(big[k] for k in PLANNED))
 
 
-def test_a_training_that_cannot_fit_does_not_start(small_vlm, tmp_path, refused, monkeypatch):
-    folder, memory = written(tmp_path / "d", *map(item, range(24))), tune.memory
+def test_a_training_that_cannot_fit_or_learn_does_not_start(small_vlm, tmp_path, refused, monkeypatch):
+    folder, memory, out = written(tmp_path / "d", *map(item, range(24))), tune.memory, tmp_path / "out"
     larger = lambda *args, **more: memory(*args, **more) | {"large": 1e7 * args[2]}  # noqa: E731 (short)
     monkeypatch.setattr(tune, "memory_left", lambda device, most: most)
     monkeypatch.setattr(tune, "memory", larger)
     flags = "--batch 8 --epochs 1 --accumulate 2 --max-memory"
-    found = tuned(small_vlm, folder, tmp_path / "out", f"{flags} 1000GB")
+    found = tuned(small_vlm, folder, out, f"{flags} 1000GB")
     need = found["planned_gb"]
     assert need == pytest.approx(sum(found["plan"].values()))
     assert found["plan"]["large"] == pytest.approx(0.01 * 8 / 2 * found["longest"])
-    monkeypatch.setattr(tune, "load_vlm", None)
+    monkeypatch.setattr(tune, "load_vlm", None)  # before a model is loaded
     less = f"{flags} {0.9 * need}GB"
-    refused(lambda: tuned(small_vlm, folder, tmp_path / "out", less), f"needs about {need:.2f} GB", "large")
+    refused(lambda: tuned(small_vlm, folder, out, less), f"needs about {need:.2f} GB", "large")
+    refused(lambda: tuned(small_vlm, folder, out, "--preset t4"), "--method qlora needs a GPU")
+    refused(lambda: tuned(small_vlm, folder, out, "--max-tokens 5"), "no question of the train split fits")
+    written(folder, *(item(k, turns=[["<image> <image>?", "x"]]) for k in range(24)))
+    refused(lambda: tuned(small_vlm, folder, out), "more images or videos than the 1")
 
 
 def embedded(items, noise=0.0):
