@@ -302,7 +302,6 @@ def test_a_problem_is_named_with_its_item_and_skip_bad_leaves_that_out(tmp_path,
 
 @pytest.mark.parametrize("words", NO_SETS)
 def test_what_is_not_a_set_is_refused_by_what_it_is(tmp_path, problems, words):
-    (tmp_path / "in").mkdir()
     root = put(tmp_path / "in", NO_SETS[words]) / ("set.tar" if "archive" in words else "")
     assert words in " ".join(problems(root, tmp_path / "out")) and not (tmp_path / "out").exists()
 

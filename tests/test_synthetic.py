@@ -113,14 +113,8 @@ def test_directions_are_balanced_and_the_first_frame_says_little_about_them(movi
     assert (names[torch.cdist(test_x, centroid).argmin(1).numpy()] == test_y).mean() < 0.4
 
 
-def objects(trajectories):
-    return [(c, k, t) for c in trajectories for k, t in enumerate(c["tracks"])]
-
-
-def test_masks_and_boxes_lie_where_the_equation_says_and_spans_say_when_an_object_is_there(
-    trajectories,
-):
-    for c, k, track in objects(trajectories):
+def test_masks_and_boxes_lie_where_the_equation_says_and_spans_say_when_an_object_is_there(trajectories):
+    for c, k, track in [(i, k, t) for i in trajectories for k, t in enumerate(i["tracks"])]:
         seen, boxes, e = c["mask"] == k + 1, c["boxes"][:, k].numpy(), track["equation"]
         area, at, radius = seen.sum((1, 2)), position(e, FRAMES), e["radius"]
         visible, present, hidden = (frames_of_spans(track[s]) for s in ("visible", "present", "hidden"))
@@ -136,7 +130,7 @@ def test_masks_and_boxes_lie_where_the_equation_says_and_spans_say_when_an_objec
 
 
 def test_persistence_cause_direction_and_speed_follow_from_the_equations(trajectories):
-    for _, _, track in objects(trajectories):
+    for track in [t for c in trajectories for t in c["tracks"]]:
         present, e, direction = frames_of_spans(track["present"]), track["equation"], track["direction"]
         assert track["persistent"] == (len(present) == 32) == (track["why"] == "stays")
         why = {(1, 1): "stays", (0, 1): "enters", (1, 0): "leaves", (0, 0): "passes"}
@@ -154,7 +148,7 @@ def test_persistence_cause_direction_and_speed_follow_from_the_equations(traject
 
 
 def test_how_long_an_object_is_seen_does_not_decide_whether_it_is_persistent(trajectories):
-    tracks = [t for _, _, t in objects(trajectories)]
+    tracks = [t for c in trajectories for t in c["tracks"]]
     persistent = np.array([t["persistent"] for t in tracks])
     seen = np.array([len(frames_of_spans(t["visible"])) for t in tracks])
     accuracies = [((seen >= least) == persistent).mean() for least in range(34)]

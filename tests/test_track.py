@@ -67,8 +67,7 @@ def test_baselines_of_persistence_are_fitted_on_train_and_val():
     persistent = {"train": [1, 1, 1, 0], "val": [0, 0, 1, 1], "test": [1, 0, 0, 0]}
     persistent = {s: torch.tensor(x).bool() for s, x in persistent.items()}
     visible = dict.fromkeys(persistent, torch.arange(32) < durations[:, None])
-    energy = dict.fromkeys(persistent, durations)
-    found = track.persistence_baselines(visible, visible, energy, persistent)
+    found = track.persistence_baselines(visible, visible, dict.fromkeys(persistent, durations), persistent)
     assert found["majority"].tolist() == [1, 0, 0, 0] and found["ends"].tolist() == [0, 1, 1, 1]
     for name in ("duration", "true_duration", "energy"):
         assert found[name].tolist() == [0, 1, 0, 0], name
