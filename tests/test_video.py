@@ -62,8 +62,6 @@ def drawn(continued, monkeypatch, tmp_path):
             return torch.cat([given, new(given, int(str(seed).split()[1]))], 1)[:, : shape[0]]
 
         monkeypatch.setattr(video, "generate_clips", generate_clips)
-        for name in ("draw_continuations", "draw_futures"):
-            monkeypatch.setattr(video, name, lambda *args: None)
         return video.main(changed(continued, job, out=tmp_path / f"{out}.yaml", **more))
 
     return run
