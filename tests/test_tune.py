@@ -32,11 +32,6 @@ PLANNED = {"weights": 12952, "embeddings_tower": 524, "trained": 640, "stored": 
 PLANNED |= {"vision": 0, "logits": 19, "weight_copy": 0, "context": 500}
 
 
-@pytest.fixture
-def family(request):
-    return folder_of(request, request.param)
-
-
 def encoder_of(folder):
     entry = find_model(str(folder))
     return tune.ExampleEncoder(processor_of(entry), entry["type"], (48 * 48, 48 * 48))
@@ -74,9 +69,9 @@ def tuned(model, folder, out, flags=""):
     return tune.main([*line.split(), *flags.split()])
 
 
-@pytest.mark.parametrize("family", ROWS, indirect=True)
-def test_every_family_is_encoded_as_at_inference_and_only_answers_carry_loss(family):
-    encoder, made = encoder_of(family), item(0, chat=True, system="Be brief.")
+@pytest.mark.parametrize("family", ROWS)
+def test_every_family_is_encoded_as_at_inference_and_only_answers_carry_loss(request, family):
+    encoder, made = encoder_of(folder_of(request, family)), item(0, chat=True, system="Be brief.")
     row, _ = encoder(made, 0, 2)
     tokens = list(zip(row["input_ids"], row["labels"], row["turn"], strict=True))
     answers = [encoder.tokenizer.decode([x for x, _, t in tokens if t == k]).strip() for k in (1, 2)]
@@ -125,12 +120,13 @@ def test_scores_are_the_librarys_loss_and_the_share_of_answers_that_greedy_decod
     assert sum(shapes) == dataset.scored.sum()  # logits are computed for answers alone
 
 
-@pytest.mark.parametrize(("family", "box"), BOXES.items(), indirect=["family"])
-def test_a_box_is_in_the_familys_units_and_in_the_frame_of_its_image(family, box):
+@pytest.mark.parametrize(("family", "box"), BOXES.items())
+def test_a_box_is_in_the_familys_units_and_in_the_frame_of_its_image(request, family, box):
     def text(made, last=1):
         return encoder.tokenizer.decode(encoder(made, 0, last)[0]["input_ids"])
 
-    encoder, a, b = encoder_of(family), '{"bbox_2d": [16, 32, 48, 48]}', '{"bbox_2d": [16, 32, 48, 64]}'
+    encoder = encoder_of(folder_of(request, family))
+    a, b = '{"bbox_2d": [16, 32, 48, 48]}', '{"bbox_2d": [16, 32, 48, 64]}'
     made = item(0, image(0, 96, 96), width=96, height=96, turns=[["Where?", b]])  # halved to 48 x 48
     assert f'{{"bbox_2d": {box}}}' in text(made) and made["turns"][0][1] == b
     if encoder.as_video:
@@ -193,9 +189,10 @@ def test_a_training_writes_gain_forgetting_adapter_and_the_same_merged(small_vlm
     assert torch.allclose(merged, adapter, atol=1e-4)
 
 
-@pytest.mark.parametrize("family", ROWS, indirect=True)
-def test_an_adapter_of_every_family_is_a_model_and_four_bits_are_for_language_layers(family, tmp_path):
-    entry = find_model(str(family)) | {"own_shape": []}
+@pytest.mark.parametrize("family", ROWS)
+def test_an_adapter_of_every_family_is_a_model_and_4_bits_are_for_language_layers(request, family, tmp_path):
+    folder = folder_of(request, family)
+    entry = find_model(str(folder)) | {"own_shape": []}
     model = load_vlm(entry)[0]
     linear = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
     quantised = {name for name in linear if should_convert_module(name, tune.WHOLE)}  # transformers' own rule
@@ -204,8 +201,8 @@ def test_an_adapter_of_every_family_is_a_model_and_four_bits_are_for_language_la
     for p in training.learned(scorer).values():
         torch.nn.init.normal_(p, std=0.3)
     tune.write_adapter_folder(tmp_path / "adapter", peft, entry)
-    adapter, base = logits_of(tmp_path / "adapter"), logits_of(family)
-    assert torch.allclose(adapter, logits_of(family, model), atol=1e-3)
+    adapter, base = logits_of(tmp_path / "adapter"), logits_of(folder)
+    assert torch.allclose(adapter, logits_of(folder, model), atol=1e-3)
     assert not torch.allclose(adapter, base, atol=1e-1)
 
 
