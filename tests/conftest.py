@@ -26,6 +26,7 @@ from safetensors.torch import save_file  # noqa: E402 (after the environment is 
 
 import data  # noqa: E402 (after the environment is set)
 from cogvlm2 import CogVLM2  # noqa: E402 (after the environment is set)
+from common import load_items  # noqa: E402 (after the environment is set)
 from tiny import CHAT, vlm_processor  # noqa: E402 (after the environment is set)
 
 torch.set_num_threads(min(int(os.environ["OMP_NUM_THREADS"]), 2))
@@ -331,6 +332,17 @@ def shapes_folder(tmp_path_factory):
 def moving_folder(tmp_path_factory):
     """24 clips of 17 frames of 64 px."""
     return synthetic_set(tmp_path_factory, "moving", "--n", "24")
+
+
+@pytest.fixture(scope="session")
+def trajectories_folder(tmp_path_factory):
+    """80 clips of 32 frames of 48 px."""
+    return synthetic_set(tmp_path_factory, "trajectories", "--n", "80", "--seed", "21")
+
+
+@pytest.fixture(scope="session")
+def trajectories(trajectories_folder):
+    return load_items(trajectories_folder)[0]
 
 
 @pytest.fixture

@@ -34,7 +34,7 @@ def plant_features(folder, ids, points, data_path, gridless=(), **more):
     return str(folder)
 
 
-def write_squares(folder, boxes, side):
+def write_squares(folder, boxes, side, labels=("box",)):
     """Write items box-<i>, images of one white box; returns (ids, images uint8 [n, 1, side, side, 3])."""
     # no two images alike, whatever the boxes
     frames = torch.arange(len(boxes), dtype=torch.uint8).view(-1, 1, 1, 1, 1).repeat(1, 1, side, side, 3)
@@ -43,7 +43,7 @@ def write_squares(folder, boxes, side):
         x1, y1, x2, y2 = b.int().tolist()
         f[0, y1:y2, x1:x2] = 255
         size = {"id": i, "source": i, "width": side, "height": side}
-        items.append(size | {"frames": f, "boxes": b[None], "labels": ["box"]})
+        items.append(size | {"frames": f, "boxes": b[None], "labels": [labels[len(items) % len(labels)]]})
     write_items(folder / "data", items, {"data": "synthetic", "name": "boxes"})
     return ids, frames
 
