@@ -238,44 +238,35 @@ def small_florence2(write_checkpoint):
     return write_checkpoint("small-florence2", *made, change=own_cell_first)
 
 
-@pytest.fixture(scope="session")
-def small_dino(write_checkpoint):
-    """Dinov2 of three layers, patch 8, with positions for 48 px: a grid of 6x6."""
-    size = {k: v for k, v in VIT.items() if k != "intermediate_size"}
-    config = t.Dinov2Config(**size, mlp_ratio=2, initializer_range=0.1)
-    images = t.BitImageProcessor(do_resize=False, do_center_crop=False)
-    return write_checkpoint("small-dino", t.Dinov2Model, config, images)
-
-
-@pytest.fixture(scope="session")
-def small_dinov3(write_checkpoint):
-    """DINOv3 of three layers, patch 8, with two registers."""
-    config = t.DINOv3ViTConfig(**VIT, num_register_tokens=2, initializer_range=0.1, layerscale_value=0.5)
-    return write_checkpoint("small-dinov3", t.DINOv3ViTModel, config, t.DINOv3ViTImageProcessor(size=SQUARE))
-
-
-@pytest.fixture(scope="session")
-def small_siglip(write_checkpoint):
-    """SigLIP, fixed at 48 px, patch 8, no CLS."""
-    text = SIDE | {"vocab_size": 64, "projection_size": 32}
-    config = t.SiglipConfig(vision_config=VIT, text_config=text)
-    return write_checkpoint("small-siglip", t.SiglipModel, config, t.SiglipImageProcessor(size=SQUARE))
-
-
-def owl(kind):
-    """The fixture of OWL-ViT or OWLv2 with heads, fixed at 48 px, patch 8, CLS first."""
+def of_library(kind, config, processor, head="Model", **how):
+    """The fixture of a checkpoint of the library's family `kind`, with its processor of images or clips."""
 
     @pytest.fixture(scope="session")
-    def folder(write_checkpoint):
-        text = SIDE | {"vocab_size": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-        config = getattr(t, f"{kind}Config")(vision_config=VIT, text_config=text, projection_dim=32)
-        images = getattr(t, f"{kind}ImageProcessor")(size=SQUARE)
-        return write_checkpoint(kind, getattr(t, f"{kind}ForObjectDetection"), config, images)
+    def folder(write_checkpoint, request):
+        parts = getattr(t, f"{kind}Config")(**config), getattr(t, processor)(**how)
+        return write_checkpoint(request.fixturename.replace("_", "-"), getattr(t, f"{kind}{head}"), *parts)
 
     return folder
 
 
-small_owlvit, small_owlv2 = owl("OwlViT"), owl("Owlv2")
+DRAWN, FIXED = {"initializer_range": 0.1}, {"size": SQUARE}
+size = {k: v for k, v in VIT.items() if k != "intermediate_size"} | {"mlp_ratio": 2} | DRAWN
+small_dino = of_library("Dinov2", size, "BitImageProcessor", do_resize=False, do_center_crop=False)
+size = VIT | DRAWN | {"num_register_tokens": 2, "layerscale_value": 0.5}
+small_dinov3 = of_library("DINOv3ViT", size, "DINOv3ViTImageProcessor", **FIXED)
+size = {"vision_config": VIT, "text_config": SIDE | {"vocab_size": 64, "projection_size": 32}}
+small_siglip = of_library("Siglip", size, "SiglipImageProcessor", **FIXED)  # without CLS
+text = SIDE | {"vocab_size": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+owl = {
+    "config": {"vision_config": VIT, "text_config": text, "projection_dim": 32},
+    "head": "ForObjectDetection",
+}
+small_owlvit = of_library("OwlViT", processor="OwlViTImageProcessor", **owl, **FIXED)
+small_owlv2 = of_library("Owlv2", processor="Owlv2ImageProcessor", **owl, **FIXED)
+size = DRAWN | {"patch_size": 8, "crop_size": 48, "frames_per_clip": 6, "hidden_size": 48, "mlp_ratio": 2}
+size |= {"num_attention_heads": 2, "num_hidden_layers": 3}  # two frames a time step
+size |= {"pred_hidden_size": 24, "pred_num_attention_heads": 1, "pred_num_hidden_layers": 1}
+small_vjepa2 = of_library("VJEPA2", size, "VJEPA2VideoProcessor", crop_size=48)
 
 
 @pytest.fixture(scope="session")
@@ -292,16 +283,6 @@ def small_grounding_dino(write_checkpoint):
     processor = t.GroundingDinoProcessor(t.GroundingDinoImageProcessor(), tokenizer)
     made = t.GroundingDinoForObjectDetection, config, processor
     return write_checkpoint("small-grounding-dino", *made, change=own_cell_first)
-
-
-@pytest.fixture(scope="session")
-def small_vjepa2(write_checkpoint):
-    """V-JEPA 2, 48 px, patch 8, two frames a time step."""
-    size = {"patch_size": 8, "crop_size": 48, "frames_per_clip": 6, "hidden_size": 48, "mlp_ratio": 2}
-    size |= {"num_attention_heads": 2, "num_hidden_layers": 3, "initializer_range": 0.1}
-    size |= {"pred_hidden_size": 24, "pred_num_attention_heads": 1, "pred_num_hidden_layers": 1}
-    processor = t.VJEPA2VideoProcessor(crop_size=48)
-    return write_checkpoint("small-vjepa2", t.VJEPA2Model, t.VJEPA2Config(**size), processor)
 
 
 @pytest.fixture(scope="session")
