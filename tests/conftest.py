@@ -239,6 +239,7 @@ def of_library(kind, config, processor, head="Model", **how):
 
 size = {k: v for k, v in VIT.items() if k != "intermediate_size"} | {"mlp_ratio": 2} | DRAWN
 small_dino = of_library("Dinov2", size, "BitImageProcessor", do_resize=False, do_center_crop=False)
+small_gated_dino = of_library("Dinov2", size | {"use_swiglu_ffn": True}, "BitImageProcessor")
 size = VIT | DRAWN | {"num_register_tokens": 2, "layerscale_value": 0.5}
 small_dinov3 = of_library("DINOv3ViT", size, "DINOv3ViTImageProcessor", size=SQUARE)
 size = {"vision_config": VIT, "text_config": SIDE | {"vocab_size": 64, "projection_size": 32}}
