@@ -62,12 +62,15 @@ def gate_inputs(folder):
     def criteria(rules, stage):
         return {n: near if n == "lpips" else good for n, r in rules.items() if r["from"] == stage}
 
-    layers = {"vision.0": {"bbox_iou": 0.9, "spatial_iou": 0.9}}
+    row = {"bbox_iou": 0.9, "bbox_iou_low": 0.85, "bbox_iou_high": 0.95, "bbox_iou_random": 0.4}
+    layers = {f"vision.{k}": row | {"spatial_iou": 0.9} for k in (0, 1)}
     vae = {"decoder": "vae", "decoder_weights": "random"}
     found = criteria(GATE1, "probe") | {"decoder_lpips": near}
     write("probe", "probe", bbox_iou_layer="vision.0", oracle="vae", criteria=found, layers=layers)
     found = criteria(GATE1, "align")
-    write("align", "align", target="vae", criteria=found, layers={"vision.0": found})
+    maps = dict.fromkeys(("layers", "untrained"), {"vision.0": found, "vision.1": found})
+    maps["channels"] = dict.fromkeys(layers, [0.1, None, 0.9])
+    write("align", "align", target="vae", criteria=found, **maps)
     write("adapt-latents", "adapt", **vae, criteria=criteria(GATE1, "adapt"))
     write("motion/probe", "probe", criteria=criteria(GATE1, "motion"))
     efficiency = {"parameter_efficiency": good | {"score": 1.1, "low": 1.05, "high": 1.15}}
