@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import generator, plant_features
+from helpers import generator, plant_features, write_squares
 from torch.nn.functional import avg_pool2d, interpolate, one_hot
 
 import align
@@ -17,7 +17,7 @@ from common import RESULT, load_pt, load_yaml, save_pt, save_yaml, split_of, wri
 from metrics import MASK, box_iou, box_truth, edges, mask_scores, match_edges, to_cells
 
 N = 120
-IDS = [f"item-{i:03d}" for i in range(N)]
+IDS = [f"box-{i}" for i in range(N)]
 WRONG = {
     "": ({"ids": [f"other-{i}" for i in range(N)]}, ("other-0",)),
     "--points b": ({}, ("'b'",)),
@@ -56,10 +56,7 @@ CELLS = to_cells(MASKS, 4, 4).unflatten(1, (4, 4))[:, None]  # the foreground of
 
 @pytest.fixture
 def planted(tmp_path):
-    same = {"width": 32, "height": 32, "labels": ["box"]}
-    rows = zip(IDS, FRAMES, boxes_of(), strict=True)
-    items = [same | {"id": i, "source": i, "frames": f, "boxes": b[None]} for i, f, b in rows]
-    write_items(tmp_path / "data", items, {"data": "synthetic", "name": "boxes"})
+    write_squares(tmp_path, boxes_of(), 32)
     return tmp_path
 
 
