@@ -273,16 +273,20 @@ def small_grounding_dino(write_checkpoint):
     return write_checkpoint("small-grounding-dino", *made, change=own_cell_first)
 
 
-@pytest.fixture(scope="session")
-def small_vae(tmp_path_factory):
-    """LTX-Video's autoencoder, 8x in space and 2x in time; latents of a mean not 0 and a spread not 1."""
-    folder = tmp_path_factory.mktemp("models") / "small-vae"
-    torch.manual_seed(0)
-    vae = random_autoencoder(patch_size=4, scaling=(True, False, False), channels=8)
-    vae.latents_mean.copy_(torch.linspace(-1, 1, 8))
-    vae.latents_std.copy_(torch.linspace(0.5, 2, 8))
-    vae.save_pretrained(folder)
+def ltx_autoencoder(**more):
+    """The fixture of LTX-Video's autoencoder, 8x in space and 2x in time."""
+
+    @pytest.fixture(scope="session")
+    def folder(tmp_path_factory, request):
+        path = tmp_path_factory.mktemp("models") / request.fixturename.replace("_", "-")
+        torch.manual_seed(0)
+        random_autoencoder(4, (True, False, False), channels=8, **more).save_pretrained(path)
+        return path
+
     return folder
+
+
+small_vae, noncausal_vae = ltx_autoencoder(), ltx_autoencoder(encoder_causal=False)
 
 
 def synthetic_set(tmp_path_factory, *arguments):

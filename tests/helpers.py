@@ -129,7 +129,7 @@ def random_language_model(folder, seed, *more):
     return config, tokenizer
 
 
-def random_autoencoder(patch_size, scaling, channels=4):
+def random_autoencoder(patch_size, scaling, channels=4, **more):
     """LTX-Video's autoencoder with a stage for each of `scaling`: whether it halves the grid."""
     n = len(scaling)
     how = {"latent_channels": channels, "patch_size": patch_size, "upsample_residual": (False,) * n}
@@ -137,7 +137,7 @@ def random_autoencoder(patch_size, scaling, channels=4):
     how |= {"down_block_types": ("LTXVideoDownBlock3D",) * n, "upsample_factor": (1,) * n}
     how |= {"layers_per_block": (1,) * (n + 1), "decoder_layers_per_block": (1,) * (n + 1)}
     how |= {"spatio_temporal_scaling": scaling, "decoder_spatio_temporal_scaling": scaling}
-    vae = d.AutoencoderKLLTXVideo(**how, decoder_inject_noise=(False,) * (n + 1))
+    vae = d.AutoencoderKLLTXVideo(**how, **more, decoder_inject_noise=(False,) * (n + 1))
     vae.latents_mean.uniform_(-1, 1)  # so that a missing normalisation is found
     vae.latents_std.uniform_(0.5, 2)
     return vae
