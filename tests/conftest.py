@@ -87,41 +87,38 @@ def write_checkpoint(tmp_path_factory):
     return call
 
 
-def qwen(kind, vision, video=None, rope=None, **text):
-    """(model class, config, processor) of Qwen's family `kind`, 32 wide: patch 8, merge 2."""
-    made = vlm_processor(WORDS)
-    parts = made.image_processor, made.tokenizer, video or made.video_processor
-    processor = getattr(t, f"{kind}Processor")(*parts, chat_template=made.chat_template)
-    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]} | (rope or {})
-    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 2048}
-    text |= SIDE | DRAWN | ids_of(made.tokenizer) | heads | {"rope_parameters": rope}
+def qwen(kind, vision, rope, **text):
+    """The fixture of a checkpoint of Qwen's family `kind`, 32 wide: patch 8, merge 2."""
     vision |= {"depth": 3, "hidden_size": 32, "num_heads": 2, "patch_size": 8} | DRAWN
-    more = ids_of(made.tokenizer, ("image", "video", "vision_start", "vision_end"))
-    more |= {"tie_word_embeddings": True}
-    config = getattr(t, f"{kind}Config")(vision_config=vision, text_config=text, **more)
-    return getattr(t, f"{kind}ForConditionalGeneration"), config, processor
+    text |= SIDE | DRAWN | {"num_key_value_heads": 1, "max_position_embeddings": 2048}
+    rope |= {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}
+    text["rope_parameters"] = rope
+
+    @pytest.fixture(scope="session")
+    def folder(write_checkpoint, request):
+        made = vlm_processor(WORDS)
+        video, tokenizer = made.video_processor, made.tokenizer
+        if kind == "Qwen3VL":
+            video = t.Qwen3VLVideoProcessor(patch_size=8, size=video.size)
+        parts = made.image_processor, tokenizer, video
+        processor = getattr(t, f"{kind}Processor")(*parts, chat_template=made.chat_template)
+        more = ids_of(tokenizer, ("image", "video", "vision_start", "vision_end"))
+        more |= {"text_config": text | ids_of(tokenizer), "tie_word_embeddings": True}
+        config = getattr(t, f"{kind}Config")(vision_config=vision, **more)
+        name, model = request.fixturename.replace("_", "-"), getattr(t, f"{kind}ForConditionalGeneration")
+        return write_checkpoint(name, model, config, processor)
+
+    return folder
 
 
-@pytest.fixture(scope="session")
-def small_vlm(write_checkpoint):
-    """Qwen2.5-VL with windows of 2x2 tokens: 80 px (5x5 tokens) have nine, some of them smaller."""
-    vision = {"intermediate_size": 64, "window_size": 32, "fullatt_block_indexes": [1], "out_hidden_size": 32}
-    return write_checkpoint("small-vlm", *qwen("Qwen2_5_VL", vision))
-
-
-@pytest.fixture(scope="session")
-def small_qwen2vl(write_checkpoint):
-    """Qwen2-VL, without windows."""
-    return write_checkpoint("small-qwen2vl", *qwen("Qwen2VL", {"embed_dim": 32, "mlp_ratio": 2}))
-
-
-@pytest.fixture(scope="session")
-def small_qwen3vl(write_checkpoint):
-    """Qwen3-VL with two DeepStack mergers, whose output is added inside the first two language layers."""
-    video = t.Qwen3VLVideoProcessor(patch_size=8, size={"shortest_edge": 16 * 16, "longest_edge": 224 * 224})
-    vision = {"intermediate_size": 64, "out_hidden_size": 32, "num_position_embeddings": 64}
-    vision, rope = vision | {"deepstack_visual_indexes": [0, 1]}, {"mrope_interleaved": True}
-    return write_checkpoint("small-qwen3vl", *qwen("Qwen3VL", vision, video, rope, head_dim=16))
+# windows of 2x2 tokens: 80 px (5x5 tokens) have nine, some of them smaller
+size = {"intermediate_size": 64, "window_size": 32, "fullatt_block_indexes": [1], "out_hidden_size": 32}
+small_vlm = qwen("Qwen2_5_VL", size, {})
+small_qwen2vl = qwen("Qwen2VL", {"embed_dim": 32, "mlp_ratio": 2}, {})  # without windows
+# the output of two DeepStack mergers is added inside the first two language layers
+size = {"intermediate_size": 64, "out_hidden_size": 32, "num_position_embeddings": 64}
+size["deepstack_visual_indexes"] = [0, 1]
+small_qwen3vl = qwen("Qwen3VL", size, {"mrope_interleaved": True}, head_dim=16)
 
 
 @pytest.fixture(scope="session")

