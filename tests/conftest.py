@@ -75,11 +75,10 @@ def own_cell_first(model):
 def write_checkpoint(tmp_path_factory):
     """call(name, model class, config, *processors): the folder of a checkpoint with random weights."""
 
-    def call(name, model_class, config, *processors, change=None):
+    def call(name, model_class, config, *processors):
         torch.manual_seed(0)
         model, folder = model_class(config), tmp_path_factory.mktemp("models") / name
-        if change:
-            change(model)
+        own_cell_first(model)
         for part in (model, *processors):
             part.save_pretrained(folder)
         return folder
@@ -219,8 +218,7 @@ def small_florence2(write_checkpoint):
     text |= ids_of(tokenizer) | {"decoder_start_token_id": tokenizer.eos_token_id, "init_std": 0.1}
     text["max_position_embeddings"], image = 128, tokenizer.image_token_id
     config = t.Florence2Config(vision_config=vision, text_config=text, image_token_id=image)
-    made = t.Florence2ForConditionalGeneration, config, processor
-    return write_checkpoint("small-florence2", *made, change=own_cell_first)
+    return write_checkpoint("small-florence2", t.Florence2ForConditionalGeneration, config, processor)
 
 
 def of_library(kind, config, processor, head="Model", **how):
@@ -266,8 +264,7 @@ def small_grounding_dino(write_checkpoint):
     more |= {"decoder_layers": 2, "decoder_ffn_dim": 64, "decoder_attention_heads": 2, "d_model": 32}
     config = t.GroundingDinoConfig(backbone_config=swin, text_config=bert, num_feature_levels=3, **more)
     processor = t.GroundingDinoProcessor(t.GroundingDinoImageProcessor(), tokenizer)
-    made = t.GroundingDinoForObjectDetection, config, processor
-    return write_checkpoint("small-grounding-dino", *made, change=own_cell_first)
+    return write_checkpoint("small-grounding-dino", t.GroundingDinoForObjectDetection, config, processor)
 
 
 def ltx_autoencoder(**more):

@@ -232,21 +232,15 @@ def test_principal_components_hold_what_a_ridge_reads_and_tokens_have_one_size()
     assert probe.token_components(x[:, :2, :3, :8], torch.arange(30))[1] == (2, 3)
 
 
-@pytest.fixture
-def clips(tmp_path):
-    """A folder with clips, also frozen ones, and the code [N, 8] of their directions."""
-    truth = torch.randint(8, (N,), generator=generator())
+def test_direction_is_read_where_it_is_planted_and_frozen_features_are_joined_by_id(tmp_path, refused):
+    folder, truth = tmp_path, torch.randint(8, (N,), generator=generator())
     item = {"width": 8, "height": 8, "frames": torch.zeros(3, 8, 8, 3, dtype=torch.uint8)}
     item |= {"boxes": torch.zeros(3, 1, 4), "labels": ["box"]}
     rows = zip(IDS, truth, strict=True)
     items = [item | {"id": i, "source": i, "direction": DIRECTIONS[k]} for i, k in rows]
     for name, frozen in (("data", {}), ("first", {"freeze": "first"}), ("middle", {"freeze": "middle"})):
-        write_items(tmp_path / name, items, {"data": "synthetic", "name": "clips"} | frozen)
-    return tmp_path, one_hot(truth, 8).float()
-
-
-def test_direction_is_read_where_it_is_planted_and_frozen_features_are_joined_by_id(clips, refused):
-    folder, code = clips
+        write_items(folder / name, items, {"data": "synthetic", "name": "clips"} | frozen)
+    code = one_hot(truth, 8).float()
     dull = torch.randn(N, 3, 2, 2, 8, generator=generator(1))
     late, random = dull.clone(), {"late": dull.flip(0)}  # the chosen layer
     late[:, 2] += 5 * code[:, None, None]  # in the last time step only
