@@ -127,7 +127,6 @@ def small_llavas(write_checkpoint):
     text = t.LlamaConfig(**LLAMA, **ids_of(tokenizer))
     siglip, clip = t.SiglipVisionConfig(**VIT), t.CLIPVisionConfig(**VIT)
     more = {"text_config": text, "tie_word_embeddings": False, "image_token_id": tokenizer.image_token_id}
-    more["image_token_index"] = tokenizer.image_token_id
     full = {"vision_feature_select_strategy": "full"}
     tiles = {"image_grid_pinpoints": [[48, 96], [96, 48], [96, 96], [144, 144]]}
     place = {"chat_template": CHAT.replace(PLACE, "<image>")}
@@ -143,7 +142,7 @@ def small_llavas(write_checkpoint):
     processor = t.LlavaNextProcessor(images, tokenizer, **how, **place)
     kinds["llava_next"] = t.LlavaNextForConditionalGeneration, config, processor
 
-    more |= {"video_token_id": tokenizer.video_token_id, "video_token_index": tokenizer.video_token_id}
+    more["video_token_id"] = tokenizer.video_token_id
     config = t.LlavaOnevisionConfig(vision_config=siglip, **tiles, **more)
     parts = t.LlavaOnevisionImageProcessor(size=SQUARE, **tiles), tokenizer
     parts += (t.LlavaOnevisionVideoProcessor(size=SQUARE),)

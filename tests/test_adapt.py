@@ -16,8 +16,6 @@ import training
 from common import HERE, RESULT, load_features, load_items, load_pt, load_yaml, save_yaml, split_indices
 from models import find_model, load_video_vae
 
-SINGLE = [kind for kind in adapt.ADAPTERS if kind != "fusion"]
-
 
 def split(n=90):
     parts = {"train": (0, n - 40), "val": (n - 40, n - 20), "test": (n - 20, n)}
@@ -45,7 +43,7 @@ def trained(kind, x, y, epochs, noise=0.0):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", SINGLE)
+@pytest.mark.parametrize("kind", [kind for kind in adapt.ADAPTERS if kind != "fusion"])
 def test_an_adapter_learns_a_planted_map_and_nothing_from_noise(kind):
     x, y = planted(360)
     epochs, most = (20, 0.97) if kind == "perceiver" else (40, 0.5)  # 16 places do not pass its few vectors
