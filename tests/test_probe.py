@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import generator, plant_features
+from helpers import generator, plant_features, write_squares
 from torch.nn.functional import avg_pool2d, interpolate, one_hot
 
 import align
@@ -17,7 +17,7 @@ from common import RESULT, load_pt, load_yaml, save_pt, save_yaml, split_of, wri
 from metrics import MASK, box_iou, box_truth, edges, mask_scores, match_edges, to_cells
 
 N = 120
-IDS = [f"item-{i:03d}" for i in range(N)]
+IDS = [f"box-{i}" for i in range(N)]
 WRONG = {
     "": ({"ids": [f"other-{i}" for i in range(N)]}, ("other-0",)),
     "--points b": ({}, ("'b'",)),
@@ -56,10 +56,7 @@ CELLS = to_cells(MASKS, 4, 4).unflatten(1, (4, 4))[:, None]  # the foreground of
 
 @pytest.fixture
 def planted(tmp_path):
-    same = {"width": 32, "height": 32, "labels": ["box"]}
-    rows = zip(IDS, FRAMES, boxes_of(), strict=True)
-    items = [same | {"id": i, "source": i, "frames": f, "boxes": b[None]} for i, f, b in rows]
-    write_items(tmp_path / "data", items, {"data": "synthetic", "name": "boxes"})
+    write_squares(tmp_path, boxes_of(), 32)
     return tmp_path
 
 
@@ -172,19 +169,15 @@ def test_shuffled_masks_with_the_true_threshold_are_not_called_a_leak():
 def test_edges_are_read_where_they_are_thinned_and_never_from_noise():
     outlines = edges(FRAMES[:, 0])
     maps = {"edge": outlines[:, None].float()}
-
-    def score(soft):
-        return probe.edge_scores(soft, outlines, SPLIT, ["test"])
-
-    def read(x):
-        return score(probe.probe_cells(x, maps, SPLIT)["edge"][:, 0])
-
-    blind = score(maps["edge"][SPLIT["train"]].mean(0).expand(N, -1, -1))[TEST].mean()
-    assert read(noise(1)[:, 0])[TEST].mean() < blind + 0.03 and blind < 0.6
-    found = read(to_cells(maps["edge"], 4, 4).unflatten(1, (4, 4)))
-    assert found[TEST].mean() > 0.9 and found[SPLIT["train"]].isnan().all()  # thinning loses corners
-    blurred = avg_pool2d(maps["edge"], 3, 1, 1)[:, 0]
-    assert score(blurred)[TEST].mean() > 0.85 and match_edges(blurred > 0, outlines).mean() < 0.6
+    cells = noise(1)[:, 0], to_cells(maps["edge"], 4, 4).unflatten(1, (4, 4))
+    soft = [probe.probe_cells(x, maps, SPLIT)["edge"][:, 0] for x in cells]
+    soft.append(maps["edge"][SPLIT["train"]].mean(0).expand(N, -1, -1))
+    soft.append(avg_pool2d(maps["edge"], 3, 1, 1)[:, 0])
+    scores = torch.stack([probe.edge_scores(x, outlines, SPLIT, ["test"]) for x in soft])
+    assert scores[:, SPLIT["train"]].isnan().all()
+    null, read, blind = scores[:3, TEST].mean(1).tolist()
+    assert null < blind + 0.03 and blind < 0.6 and read > 0.9  # thinning loses corners
+    assert scores[3, TEST].mean() > 0.85 and match_edges(soft[3] > 0, outlines).mean() < 0.6
 
 
 def test_the_class_constant_is_the_median_box_of_the_label():
@@ -239,21 +232,15 @@ def test_principal_components_hold_what_a_ridge_reads_and_tokens_have_one_size()
     assert probe.token_components(x[:, :2, :3, :8], torch.arange(30))[1] == (2, 3)
 
 
-@pytest.fixture
-def clips(tmp_path):
-    """A folder with clips, also frozen ones, and the code [N, 8] of their directions."""
-    truth = torch.randint(8, (N,), generator=generator())
+def test_direction_is_read_where_it_is_planted_and_frozen_features_are_joined_by_id(tmp_path, refused):
+    folder, truth = tmp_path, torch.randint(8, (N,), generator=generator())
     item = {"width": 8, "height": 8, "frames": torch.zeros(3, 8, 8, 3, dtype=torch.uint8)}
     item |= {"boxes": torch.zeros(3, 1, 4), "labels": ["box"]}
     rows = zip(IDS, truth, strict=True)
     items = [item | {"id": i, "source": i, "direction": DIRECTIONS[k]} for i, k in rows]
     for name, frozen in (("data", {}), ("first", {"freeze": "first"}), ("middle", {"freeze": "middle"})):
-        write_items(tmp_path / name, items, {"data": "synthetic", "name": "clips"} | frozen)
-    return tmp_path, one_hot(truth, 8).float()
-
-
-def test_direction_is_read_where_it_is_planted_and_frozen_features_are_joined_by_id(clips, refused):
-    folder, code = clips
+        write_items(folder / name, items, {"data": "synthetic", "name": "clips"} | frozen)
+    code = one_hot(truth, 8).float()
     dull = torch.randn(N, 3, 2, 2, 8, generator=generator(1))
     late, random = dull.clone(), {"late": dull.flip(0)}  # the chosen layer
     late[:, 2] += 5 * code[:, None, None]  # in the last time step only
