@@ -26,11 +26,15 @@ from safetensors.torch import save_file  # noqa: E402 (after the environment is 
 
 import data  # noqa: E402 (after the environment is set)
 from cogvlm2 import CogVLM2  # noqa: E402 (after the environment is set)
+from common import load_items  # noqa: E402 (after the environment is set)
 from tiny import CHAT, vlm_processor  # noqa: E402 (after the environment is set)
 
 torch.set_num_threads(min(int(os.environ["OMP_NUM_THREADS"]), 2))
 
 SIDE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2}
+DRAWN = {"initializer_range": 0.1}
+LLAMA = SIDE | DRAWN | {"num_attention_heads": 4, "num_key_value_heads": 2}
+WORDS = ["Describe the picture.", "Where is the red circle?", "a red circle and a blue star"]
 VIT = SIDE | {"image_size": 48, "patch_size": 8}
 SQUARE = {"height": 48, "width": 48}
 PLACE = "<|vision_start|><|image_pad|><|vision_end|>"  # of an image in the small models' chat template
@@ -46,13 +50,6 @@ def pytest_runtest_setup(item):
         pytest.skip("no GPU is shown to the tests: make test-gpu, on a machine that has one")
 
 
-def tokens_of(tokenizer, **names):
-    """Ids of special tokens and what every small language model shares."""
-    end, pad = tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
-    names |= {"vocab_size": len(tokenizer), "bos_token_id": None, "eos_token_id": end, "pad_token_id": pad}
-    return SIDE | {"initializer_range": 0.1} | names
-
-
 def bare_tokenizer(**more):
     """The small models' byte-level tokenizer without their names for image tokens."""
     backend = vlm_processor(["Describe the picture."]).tokenizer.backend_tokenizer
@@ -60,9 +57,9 @@ def bare_tokenizer(**more):
     return t.PreTrainedTokenizerFast(tokenizer_object=backend, **more)
 
 
-def ids_of(tokenizer):
-    ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos")}
-    return ids | {"vocab_size": len(tokenizer), "init_std": 0.1}
+def ids_of(tokenizer, names=("pad", "bos", "eos")):
+    ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in names}
+    return ids | {"vocab_size": len(tokenizer)}
 
 
 def own_cell_first(model):
@@ -79,11 +76,10 @@ def own_cell_first(model):
 def write_checkpoint(tmp_path_factory):
     """call(name, model class, config, *processors): the folder of a checkpoint with random weights."""
 
-    def call(name, model_class, config, *processors, change=None):
+    def call(name, model_class, config, *processors):
         torch.manual_seed(0)
         model, folder = model_class(config), tmp_path_factory.mktemp("models") / name
-        if change:
-            change(model)
+        own_cell_first(model)
         for part in (model, *processors):
             part.save_pretrained(folder)
         return folder
@@ -91,59 +87,47 @@ def write_checkpoint(tmp_path_factory):
     return call
 
 
-def qwen(kind, processor, vision, rope=None, **text):
-    """(model class, config, processor) of Qwen's family `kind`, 32 wide: patch 8, merge 2."""
-    names = ("image_pad", "video_pad", "vision_start", "vision_end")
-    tokens = [processor.tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in names]
-    keys = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
-    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]} | (rope or {})
-    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 2048}
-    text = tokens_of(processor.tokenizer, **heads, rope_parameters=rope, **text)
-    vision |= {"depth": 3, "hidden_size": 32, "num_heads": 2, "patch_size": 8, "initializer_range": 0.1}
-    more = dict(zip(keys, tokens, strict=True)) | {"tie_word_embeddings": True}
-    config = getattr(t, f"{kind}Config")(vision_config=vision, text_config=text, **more)
-    return getattr(t, f"{kind}ForConditionalGeneration"), config, processor
+def qwen(kind, vision, rope, **text):
+    """The fixture of a checkpoint of Qwen's family `kind`, 32 wide: patch 8, merge 2."""
+    vision |= {"depth": 3, "hidden_size": 32, "num_heads": 2, "patch_size": 8} | DRAWN
+    text |= SIDE | DRAWN | {"num_key_value_heads": 1, "max_position_embeddings": 2048}
+    rope |= {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}
+    text["rope_parameters"] = rope
+
+    @pytest.fixture(scope="session")
+    def folder(write_checkpoint, request):
+        made = vlm_processor(WORDS)
+        video, tokenizer = made.video_processor, made.tokenizer
+        if kind == "Qwen3VL":
+            video = t.Qwen3VLVideoProcessor(patch_size=8, size=video.size)
+        parts = made.image_processor, tokenizer, video
+        processor = getattr(t, f"{kind}Processor")(*parts, chat_template=made.chat_template)
+        more = ids_of(tokenizer, ("image", "video", "vision_start", "vision_end"))
+        more |= {"text_config": text | ids_of(tokenizer), "tie_word_embeddings": True}
+        config = getattr(t, f"{kind}Config")(vision_config=vision, **more)
+        name, model = request.fixturename.replace("_", "-"), getattr(t, f"{kind}ForConditionalGeneration")
+        return write_checkpoint(name, model, config, processor)
+
+    return folder
 
 
-@pytest.fixture(scope="session")
-def small_vlm(write_checkpoint):
-    """Qwen2.5-VL with windows of 2x2 tokens: 80 px (5x5 tokens) have nine, some of them smaller."""
-    words = ["Describe the picture.", "Where is the red circle?", "a red circle and a blue star"]
-    vision = {"intermediate_size": 64, "window_size": 32, "fullatt_block_indexes": [1], "out_hidden_size": 32}
-    return write_checkpoint("small-vlm", *qwen("Qwen2_5_VL", vlm_processor(words), vision))
-
-
-@pytest.fixture(scope="session")
-def small_qwen2vl(write_checkpoint):
-    """Qwen2-VL, without windows."""
-    made = vlm_processor(["Describe the picture.", "a red circle"])
-    parts = made.image_processor, made.tokenizer, made.video_processor
-    processor = t.Qwen2VLProcessor(*parts, chat_template=made.chat_template)
-    return write_checkpoint("small-qwen2vl", *qwen("Qwen2VL", processor, {"embed_dim": 32, "mlp_ratio": 2}))
-
-
-@pytest.fixture(scope="session")
-def small_qwen3vl(write_checkpoint):
-    """Qwen3-VL with two DeepStack mergers, whose output is added inside the first two language layers."""
-    made = vlm_processor(["Describe the picture.", "a red circle"])
-    video = t.Qwen3VLVideoProcessor(patch_size=8, size={"shortest_edge": 16 * 16, "longest_edge": 224 * 224})
-    parts = made.image_processor, made.tokenizer, video
-    processor = t.Qwen3VLProcessor(*parts, chat_template=made.chat_template)
-    vision = {"intermediate_size": 64, "out_hidden_size": 32, "num_position_embeddings": 64}
-    vision, rope = vision | {"deepstack_visual_indexes": [0, 1]}, {"mrope_interleaved": True}
-    return write_checkpoint("small-qwen3vl", *qwen("Qwen3VL", processor, vision, rope, head_dim=16))
+# windows of 2x2 tokens: 80 px (5x5 tokens) have nine, some of them smaller
+size = {"intermediate_size": 64, "window_size": 32, "fullatt_block_indexes": [1], "out_hidden_size": 32}
+small_vlm = qwen("Qwen2_5_VL", size, {})
+small_qwen2vl = qwen("Qwen2VL", {"embed_dim": 32, "mlp_ratio": 2}, {})  # without windows
+# the output of two DeepStack mergers is added inside the first two language layers
+size = {"intermediate_size": 64, "out_hidden_size": 32, "num_position_embeddings": 64}
+size["deepstack_visual_indexes"] = [0, 1]
+small_qwen3vl = qwen("Qwen3VL", size, {"mrope_interleaved": True}, head_dim=16)
 
 
 @pytest.fixture(scope="session")
 def small_llavas(write_checkpoint):
     """{kind: folder}: LLaVA and LLaVA-OneVision on SigLIP, LLaVA-NeXT on CLIP with CLS; 6x6 tokens a tile."""
-    tokenizer = bare_tokenizer()
-    tokenizer.add_tokens(["<image>", "<video>"], special_tokens=True)
-    text = t.LlamaConfig(**tokens_of(tokenizer, num_attention_heads=4, num_key_value_heads=2))
+    tokenizer = bare_tokenizer(extra_special_tokens={"image_token": "<image>", "video_token": "<video>"})
+    text = t.LlamaConfig(**LLAMA, **ids_of(tokenizer))
     siglip, clip = t.SiglipVisionConfig(**VIT), t.CLIPVisionConfig(**VIT)
-    image, video = (tokenizer.convert_tokens_to_ids(f"<{name}>") for name in ("image", "video"))
-    more = {"text_config": text, "tie_word_embeddings": False}
-    more |= {"image_token_id": image, "image_token_index": image}
+    more = {"text_config": text, "tie_word_embeddings": False, "image_token_id": tokenizer.image_token_id}
     full = {"vision_feature_select_strategy": "full"}
     tiles = {"image_grid_pinpoints": [[48, 96], [96, 48], [96, 96], [144, 144]]}
     place = {"chat_template": CHAT.replace(PLACE, "<image>")}
@@ -159,7 +143,7 @@ def small_llavas(write_checkpoint):
     processor = t.LlavaNextProcessor(images, tokenizer, **how, **place)
     kinds["llava_next"] = t.LlavaNextForConditionalGeneration, config, processor
 
-    more |= {"video_token_id": video, "video_token_index": video}
+    more["video_token_id"] = tokenizer.video_token_id
     config = t.LlavaOnevisionConfig(vision_config=siglip, **tiles, **more)
     parts = t.LlavaOnevisionImageProcessor(size=SQUARE, **tiles), tokenizer
     parts += (t.LlavaOnevisionVideoProcessor(size=SQUARE),)
@@ -177,10 +161,10 @@ def small_internvl(write_checkpoint):
     parts = t.GotOcr2ImageProcessor(size=SQUARE), tokenizer, t.InternVLVideoProcessor()
     place = {"chat_template": CHAT.replace(PLACE, "<IMG_CONTEXT>")}
     processor = t.InternVLProcessor(*parts, image_seq_length=9, **place)
-    text = t.LlamaConfig(**tokens_of(tokenizer, num_attention_heads=4, num_key_value_heads=2)).to_dict()
+    text = t.LlamaConfig(**LLAMA, **ids_of(tokenizer)).to_dict()
     vision = SIDE | {"image_size": [48, 48], "patch_size": [8, 8], "attention_bias": True}
     vision |= {"initializer_range": 0.1, "layer_scale_init_value": 1.0}
-    more = {"image_token_id": tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"), "tie_word_embeddings": False}
+    more = {"image_token_id": tokenizer.context_image_token_id, "tie_word_embeddings": False}
     config = t.InternVLConfig(vision_config=vision, text_config=text, **more)
     return write_checkpoint("small-internvl", t.InternVLForConditionalGeneration, config, processor)
 
@@ -211,9 +195,9 @@ def small_kosmos2(write_checkpoint):
     tokenizer = bare_tokenizer(bos_token="<s>", unk_token="<unk>")
     images = t.CLIPImageProcessor(size={"shortest_edge": 48}, crop_size=SQUARE)
     processor = t.Kosmos2Processor(images, tokenizer, 4)
-    text = ids_of(processor.tokenizer) | {"embed_dim": 32, "layers": 3, "ffn_dim": 64, "attention_heads": 2}
-    vision = VIT | {"initializer_range": 0.1}
-    config = t.Kosmos2Config(text_config=text, vision_config=vision, latent_query_num=5)
+    text = {"embed_dim": 32, "layers": 3, "ffn_dim": 64, "attention_heads": 2, "init_std": 0.1}
+    parts = {"text_config": text | ids_of(tokenizer), "vision_config": VIT | DRAWN}
+    config = t.Kosmos2Config(**parts, latent_query_num=5)
     return write_checkpoint("small-kosmos2", t.Kosmos2ForConditionalGeneration, config, processor)
 
 
@@ -231,51 +215,41 @@ def small_florence2(write_checkpoint):
     vision |= {"max_position_embeddings": 8, "initializer_range": 0.1}
     text = {"encoder_layers": 3, "encoder_ffn_dim": 64, "encoder_attention_heads": 2, "d_model": 32}
     text |= {"decoder_layers": 1, "decoder_ffn_dim": 64, "decoder_attention_heads": 2, "model_type": "bart"}
-    text |= ids_of(tokenizer) | {"decoder_start_token_id": tokenizer.eos_token_id}
+    text |= ids_of(tokenizer) | {"decoder_start_token_id": tokenizer.eos_token_id, "init_std": 0.1}
     text["max_position_embeddings"], image = 128, tokenizer.image_token_id
     config = t.Florence2Config(vision_config=vision, text_config=text, image_token_id=image)
-    made = t.Florence2ForConditionalGeneration, config, processor
-    return write_checkpoint("small-florence2", *made, change=own_cell_first)
+    return write_checkpoint("small-florence2", t.Florence2ForConditionalGeneration, config, processor)
 
 
-@pytest.fixture(scope="session")
-def small_dino(write_checkpoint):
-    """Dinov2 of three layers, patch 8, with positions for 48 px: a grid of 6x6."""
-    size = {k: v for k, v in VIT.items() if k != "intermediate_size"}
-    config = t.Dinov2Config(**size, mlp_ratio=2, initializer_range=0.1)
-    images = t.BitImageProcessor(do_resize=False, do_center_crop=False)
-    return write_checkpoint("small-dino", t.Dinov2Model, config, images)
-
-
-@pytest.fixture(scope="session")
-def small_dinov3(write_checkpoint):
-    """DINOv3 of three layers, patch 8, with two registers."""
-    config = t.DINOv3ViTConfig(**VIT, num_register_tokens=2, initializer_range=0.1, layerscale_value=0.5)
-    return write_checkpoint("small-dinov3", t.DINOv3ViTModel, config, t.DINOv3ViTImageProcessor(size=SQUARE))
-
-
-@pytest.fixture(scope="session")
-def small_siglip(write_checkpoint):
-    """SigLIP, fixed at 48 px, patch 8, no CLS."""
-    text = SIDE | {"vocab_size": 64, "projection_size": 32}
-    config = t.SiglipConfig(vision_config=VIT, text_config=text)
-    return write_checkpoint("small-siglip", t.SiglipModel, config, t.SiglipImageProcessor(size=SQUARE))
-
-
-def owl(kind):
-    """The fixture of OWL-ViT or OWLv2 with heads, fixed at 48 px, patch 8, CLS first."""
+def of_library(kind, config, processor, head="Model", **how):
+    """The fixture of a checkpoint of the library's family `kind`, with its processor of images or clips."""
 
     @pytest.fixture(scope="session")
-    def folder(write_checkpoint):
-        text = SIDE | {"vocab_size": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-        config = getattr(t, f"{kind}Config")(vision_config=VIT, text_config=text, projection_dim=32)
-        images = getattr(t, f"{kind}ImageProcessor")(size=SQUARE)
-        return write_checkpoint(kind, getattr(t, f"{kind}ForObjectDetection"), config, images)
+    def folder(write_checkpoint, request):
+        parts = getattr(t, f"{kind}Config")(**config), getattr(t, processor)(**how)
+        return write_checkpoint(request.fixturename.replace("_", "-"), getattr(t, f"{kind}{head}"), *parts)
 
     return folder
 
 
-small_owlvit, small_owlv2 = owl("OwlViT"), owl("Owlv2")
+size = {k: v for k, v in VIT.items() if k != "intermediate_size"} | {"mlp_ratio": 2} | DRAWN
+small_dino = of_library("Dinov2", size, "BitImageProcessor", do_resize=False, do_center_crop=False)
+small_gated_dino = of_library("Dinov2", size | {"use_swiglu_ffn": True}, "BitImageProcessor")
+size = VIT | DRAWN | {"num_register_tokens": 2, "layerscale_value": 0.5}
+small_dinov3 = of_library("DINOv3ViT", size, "DINOv3ViTImageProcessor", size=SQUARE)
+size = {"vision_config": VIT, "text_config": SIDE | {"vocab_size": 64, "projection_size": 32}}
+small_siglip = of_library("Siglip", size, "SiglipImageProcessor", size=SQUARE)  # without CLS
+text = SIDE | {"vocab_size": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+owl = {
+    "config": {"vision_config": VIT, "text_config": text, "projection_dim": 32},
+    "head": "ForObjectDetection",
+}
+small_owlvit = of_library("OwlViT", processor="OwlViTImageProcessor", **owl, size=SQUARE)
+small_owlv2 = of_library("Owlv2", processor="Owlv2ImageProcessor", **owl, size=SQUARE)
+size = DRAWN | {"patch_size": 8, "crop_size": 48, "frames_per_clip": 6, "hidden_size": 48, "mlp_ratio": 2}
+size |= {"num_attention_heads": 2, "num_hidden_layers": 3}  # two frames a time step
+size |= {"pred_hidden_size": 24, "pred_num_attention_heads": 1, "pred_num_hidden_layers": 1}
+small_vjepa2 = of_library("VJEPA2", size, "VJEPA2VideoProcessor", crop_size=48)
 
 
 @pytest.fixture(scope="session")
@@ -290,30 +264,23 @@ def small_grounding_dino(write_checkpoint):
     more |= {"decoder_layers": 2, "decoder_ffn_dim": 64, "decoder_attention_heads": 2, "d_model": 32}
     config = t.GroundingDinoConfig(backbone_config=swin, text_config=bert, num_feature_levels=3, **more)
     processor = t.GroundingDinoProcessor(t.GroundingDinoImageProcessor(), tokenizer)
-    made = t.GroundingDinoForObjectDetection, config, processor
-    return write_checkpoint("small-grounding-dino", *made, change=own_cell_first)
+    return write_checkpoint("small-grounding-dino", t.GroundingDinoForObjectDetection, config, processor)
 
 
-@pytest.fixture(scope="session")
-def small_vjepa2(write_checkpoint):
-    """V-JEPA 2, 48 px, patch 8, two frames a time step."""
-    size = {"patch_size": 8, "crop_size": 48, "frames_per_clip": 6, "hidden_size": 48, "mlp_ratio": 2}
-    size |= {"num_attention_heads": 2, "num_hidden_layers": 3, "initializer_range": 0.1}
-    size |= {"pred_hidden_size": 24, "pred_num_attention_heads": 1, "pred_num_hidden_layers": 1}
-    processor = t.VJEPA2VideoProcessor(crop_size=48)
-    return write_checkpoint("small-vjepa2", t.VJEPA2Model, t.VJEPA2Config(**size), processor)
+def ltx_autoencoder(**more):
+    """The fixture of LTX-Video's autoencoder, 8x in space and 2x in time."""
 
+    @pytest.fixture(scope="session")
+    def folder(tmp_path_factory, request):
+        path = tmp_path_factory.mktemp("models") / request.fixturename.replace("_", "-")
+        torch.manual_seed(0)
+        random_autoencoder(4, (True, False, False), channels=8, **more).save_pretrained(path)
+        return path
 
-@pytest.fixture(scope="session")
-def small_vae(tmp_path_factory):
-    """LTX-Video's autoencoder, 8x in space and 2x in time; latents of a mean not 0 and a spread not 1."""
-    folder = tmp_path_factory.mktemp("models") / "small-vae"
-    torch.manual_seed(0)
-    vae = random_autoencoder(patch_size=4, scaling=(True, False, False), channels=8)
-    vae.latents_mean.copy_(torch.linspace(-1, 1, 8))
-    vae.latents_std.copy_(torch.linspace(0.5, 2, 8))
-    vae.save_pretrained(folder)
     return folder
+
+
+small_vae, noncausal_vae = ltx_autoencoder(), ltx_autoencoder(encoder_causal=False)
 
 
 def synthetic_set(tmp_path_factory, *arguments):
@@ -331,6 +298,17 @@ def shapes_folder(tmp_path_factory):
 def moving_folder(tmp_path_factory):
     """24 clips of 17 frames of 64 px."""
     return synthetic_set(tmp_path_factory, "moving", "--n", "24")
+
+
+@pytest.fixture(scope="session")
+def trajectories_folder(tmp_path_factory):
+    """80 clips of 32 frames of 48 px."""
+    return synthetic_set(tmp_path_factory, "trajectories", "--n", "80", "--seed", "21")
+
+
+@pytest.fixture(scope="session")
+def trajectories(trajectories_folder):
+    return load_items(trajectories_folder)[0]
 
 
 @pytest.fixture

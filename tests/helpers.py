@@ -34,7 +34,7 @@ def plant_features(folder, ids, points, data_path, gridless=(), **more):
     return str(folder)
 
 
-def write_squares(folder, boxes, side):
+def write_squares(folder, boxes, side, labels=("box",)):
     """Write items box-<i>, images of one white box; returns (ids, images uint8 [n, 1, side, side, 3])."""
     # no two images alike, whatever the boxes
     frames = torch.arange(len(boxes), dtype=torch.uint8).view(-1, 1, 1, 1, 1).repeat(1, 1, side, side, 3)
@@ -43,7 +43,7 @@ def write_squares(folder, boxes, side):
         x1, y1, x2, y2 = b.int().tolist()
         f[0, y1:y2, x1:x2] = 255
         size = {"id": i, "source": i, "width": side, "height": side}
-        items.append(size | {"frames": f, "boxes": b[None], "labels": ["box"]})
+        items.append(size | {"frames": f, "boxes": b[None], "labels": [labels[len(items) % len(labels)]]})
     write_items(folder / "data", items, {"data": "synthetic", "name": "boxes"})
     return ids, frames
 
@@ -62,12 +62,15 @@ def gate_inputs(folder):
     def criteria(rules, stage):
         return {n: near if n == "lpips" else good for n, r in rules.items() if r["from"] == stage}
 
-    layers = {"vision.0": {"bbox_iou": 0.9, "spatial_iou": 0.9}}
+    row = {"bbox_iou": 0.9, "bbox_iou_low": 0.85, "bbox_iou_high": 0.95, "bbox_iou_random": 0.4}
+    layers = {f"vision.{k}": row | {"spatial_iou": 0.9} for k in (0, 1)}
     vae = {"decoder": "vae", "decoder_weights": "random"}
     found = criteria(GATE1, "probe") | {"decoder_lpips": near}
     write("probe", "probe", bbox_iou_layer="vision.0", oracle="vae", criteria=found, layers=layers)
     found = criteria(GATE1, "align")
-    write("align", "align", target="vae", criteria=found, layers={"vision.0": found})
+    maps = dict.fromkeys(("layers", "untrained"), {"vision.0": found, "vision.1": found})
+    maps["channels"] = dict.fromkeys(layers, [0.1, None, 0.9])
+    write("align", "align", target="vae", criteria=found, **maps)
     write("adapt-latents", "adapt", **vae, criteria=criteria(GATE1, "adapt"))
     write("motion/probe", "probe", criteria=criteria(GATE1, "motion"))
     efficiency = {"parameter_efficiency": good | {"score": 1.1, "low": 1.05, "high": 1.15}}
@@ -126,7 +129,7 @@ def random_language_model(folder, seed, *more):
     return config, tokenizer
 
 
-def random_autoencoder(patch_size, scaling, channels=4):
+def random_autoencoder(patch_size, scaling, channels=4, **more):
     """LTX-Video's autoencoder with a stage for each of `scaling`: whether it halves the grid."""
     n = len(scaling)
     how = {"latent_channels": channels, "patch_size": patch_size, "upsample_residual": (False,) * n}
@@ -134,7 +137,7 @@ def random_autoencoder(patch_size, scaling, channels=4):
     how |= {"down_block_types": ("LTXVideoDownBlock3D",) * n, "upsample_factor": (1,) * n}
     how |= {"layers_per_block": (1,) * (n + 1), "decoder_layers_per_block": (1,) * (n + 1)}
     how |= {"spatio_temporal_scaling": scaling, "decoder_spatio_temporal_scaling": scaling}
-    vae = d.AutoencoderKLLTXVideo(**how, decoder_inject_noise=(False,) * (n + 1))
+    vae = d.AutoencoderKLLTXVideo(**how, **more, decoder_inject_noise=(False,) * (n + 1))
     vae.latents_mean.uniform_(-1, 1)  # so that a missing normalisation is found
     vae.latents_std.uniform_(0.5, 2)
     return vae

@@ -192,8 +192,10 @@ def planted(folder, points, target=LATENTS, ids=IDS, gridless=(), random=None):
 
 
 def test_main_chooses_the_planted_layer_and_writes_what_it_prints(tmp_path, capsys):
-    rotated, study = near(0.1) @ torch.linalg.qr(noise(4, 4, 2))[0], tmp_path / "study.md"
-    args = planted(tmp_path, {"rotated": rotated, "independent": noise(60, 1, 2, 2, 4, 3)})
+    study, half = tmp_path / "study.md", near(0.5, 3)
+    half[..., 2:] = noise(60, 1, 2, 2, 2, 8)
+    points = {"rotated": near(0.05) @ torch.linalg.qr(noise(4, 4, 2))[0], "half": half}
+    args = planted(tmp_path, points | {"before": near(0.5, 2), "independent": noise(60, 1, 2, 2, 4, 3)})
     align.main([*args, "--out", str(tmp_path / "align.yaml"), "--study", str(study)])
     found = common.load_yaml(tmp_path / "align.yaml", "align")
     printed = dict(line.split(" ", 1) for line in capsys.readouterr().out.strip().splitlines())
@@ -202,6 +204,10 @@ def test_main_chooses_the_planted_layer_and_writes_what_it_prints(tmp_path, caps
         assert found[m] > 0.8 and found[m] == found["criteria"][m]["score"]
         null = found["layers"]["independent"][m]
         assert null["score"] < 0.35 and null["p_max"] > 0.05 and null["high"] < found[f"{m}_low"]
+    assert found["recommended"] == "rotated" and found["recommended_share"] == 1
+    assert found["linear_r2"] > 0.99 and all(r > 0.99 for r in found["channels"]["rotated"])
+    channels = found["channels"]["half"]
+    assert min(channels[:2]) > 0.6 and max(channels[2:]) < 0.1 and min(channels[2:]) < 0  # not clipped
     choice = align.main([*args, "--choose", str(tmp_path / "choice.yaml")])
     assert common.load_yaml(tmp_path / "choice.yaml", "align") == choice and choice["points"] == "rotated"
     assert set(align.MEASURES) < set(choice["layers"]) and choice["layers"]["recommended"] == "rotated"
@@ -221,17 +227,6 @@ def test_noise_gains_nothing_and_pixels_and_the_untrained_network_are_baselines(
     found = found["criteria"]["linear_r2"]
     assert (found["layer"], found["baseline_name"]) == ("layer.1", "pixels")
     assert found["gain_high"] < 0 < found["baselines"]["random_init"] < found["score"]
-
-
-def test_the_recommended_layer_has_the_planted_map_and_its_certainty_is_stated(tmp_path):
-    rotated = LATENTS @ noise(4, 9, 30)
-    half = near(0.5, 3)
-    half[..., 2:] = noise(60, 1, 2, 2, 2, 8)
-    found = align.main(planted(tmp_path, {"before": near(0.5, 2), "here": rotated, "half": half}))
-    assert found["recommended"] == found["linear_r2_layer"] == "here" and found["recommended_share"] == 1
-    assert found["linear_r2"] > 0.99 and all(r > 0.99 for r in found["channels"]["here"])
-    channels = found["channels"]["half"]
-    assert min(channels[:2]) > 0.6 and max(channels[2:]) < 0.1 and min(channels[2:]) < 0  # not clipped
 
 
 def test_all_layers_are_compared_with_all_points_and_the_pair_is_chosen_on_val(tmp_path):

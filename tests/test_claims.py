@@ -9,11 +9,6 @@ from claims import WORDS, answer_is_correct, check_claim, object_of_question, om
 from explain import answer_with, describe_track, sentence_of_count, tracker_fact, true_fact
 
 
-@pytest.fixture(scope="module")
-def clips():
-    return list(synthetic.trajectories(60, 48, 11))
-
-
 def track(name, persistent, present, visible=None, hidden=(), direction="right"):
     spans = {"present": [present], "visible": visible or [present], "hidden": list(hidden)}
     return {"object": name, "persistent": persistent, "direction": direction} | spans
@@ -187,8 +182,8 @@ def test_claims_are_checked(truth):
         assert [check_claim(c, CLIP) for c in claimed(text)] == [truth], text
 
 
-def test_the_text_of_a_generated_clip_is_true_and_complete(clips):
-    for clip in clips:
+def test_the_text_of_a_generated_clip_is_true_and_complete(trajectories):
+    for clip in trajectories:
         text = " ".join([*map(describe_track, clip["tracks"]), sentence_of_count(clip["count"])])
         found, unparsed = parse_claims(text, clip["names"])
         assert text == clip["text"] and not unparsed and found
@@ -210,10 +205,10 @@ def falsified(t, kind, absent):
 
 
 @pytest.mark.parametrize("kind", ["object", "direction", "span", "persistent", "hidden"])
-def test_every_planted_falsehood_is_found_and_nothing_else(clips, kind):
+def test_every_planted_falsehood_is_found_and_nothing_else(trajectories, kind):
     every = "persistence", "span", "direction", "hidden"
     tried, kinds = 0, {"object": every, "persistent": every[:1]}.get(kind, (kind,))
-    for clip in clips:
+    for clip in trajectories:
         for k, t in enumerate(clip["tracks"]):
             for change in falsified(t, kind, clip["absent"]):
                 tracks = [*clip["tracks"][:k], t | change, *clip["tracks"][k + 1 :]]
@@ -225,8 +220,8 @@ def test_every_planted_falsehood_is_found_and_nothing_else(clips, kind):
     assert tried >= 100
 
 
-def test_the_template_answers_every_generated_question_in_its_own_words(clips):
-    for clip in clips:
+def test_the_template_answers_every_generated_question_in_its_own_words(trajectories):
+    for clip in trajectories:
         for (question, answer), (kind, name) in zip(clip["turns"], clip["topics"], strict=True):
             assert answer_with(true_fact(clip, name), question, clip["count"]) == answer, question
             assert answer_is_correct(kind, answer, answer, name), question

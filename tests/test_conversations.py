@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from test_media import encode
+from test_synthetic import extents
 
 import conversations
 import data
@@ -83,8 +84,9 @@ def run(root, out=None, *flags, **more):
     return data.main(["sets", "--root", *map(str, [root, *flags, *given])])
 
 
-def build(tmp_path, entries, *flags, **more):
-    index = run(put(tmp_path / "in", IMAGES | {"set.jsonl": entries}), tmp_path / "out", *flags, **more)
+def build(tmp_path, files, *flags, **more):
+    """(items, index) of the set in a folder of these files."""
+    index = run(put(tmp_path / "in", files), tmp_path / "out", *flags, **more)
     return load_items(tmp_path / "out")[0], index
 
 
@@ -186,7 +188,7 @@ def test_every_format_gives_the_same_items_from_a_file_a_folder_and_an_archive(t
 
 @pytest.mark.parametrize(("entry", "turns", "images", "more"), LAYOUTS)
 def test_published_layouts_are_read_with_turns_and_placeholders(tmp_path, entry, turns, images, more):
-    (item,), _ = build(tmp_path, [entry])
+    (item,), _ = build(tmp_path, IMAGES | {"set.jsonl": [entry]})
     shown = item["images"] if len(images) > 1 else [item["encoded"]]
     assert [bytes(x.numpy()) for x in shown] == [jpeg(k) for k in images] and item["turns"] == turns
     assert frames_of(item, 16).shape == (len(images), 16, 16, 3)
@@ -217,8 +219,7 @@ def test_a_phones_image_is_rotated_and_a_transparent_one_lies_on_white(tmp_path)
     Image.open(io.BytesIO(jpeg(0))).save(stored, "JPEG", exif=exif)
     Image.new("RGBA", (8, 6), (0, 0, 0, 0)).save(white, "PNG")
     files = {"images/0.jpg": stored.getvalue(), PATH: white.getvalue(), "set.jsonl": LLAVA[:2]}
-    index = run(put(tmp_path / "in", files), tmp_path / "out")
-    upright, transparent = load_items(tmp_path / "out")[0]
+    (upright, transparent), index = build(tmp_path, files)
     assert (upright["width"], upright["height"]) == (30, 40) == frames_of(upright).shape[2:0:-1]
     expected = np.rot90(np.array(Image.open(stored)), -1).astype(int)
     assert np.abs(expected - frames_of(upright)[0].numpy()).max() < 3
@@ -250,8 +251,7 @@ def test_shards_of_a_webdataset_are_read_in_order(tmp_path):
 def test_one_image_under_two_names_is_one_source_and_a_repeated_id_is_renamed(tmp_path):
     files = {f"{k}.jpg": jpeg(k % 40) for k in range(41)} | {"41.jpg": jpeg(41)}
     entries = [llava(0, id=str(k % 41), image=f"{k}.jpg") for k in range(42)]
-    index = run(put(tmp_path / "in", files | {"set.jsonl": entries}), tmp_path / "out")
-    items = load_items(tmp_path / "out")[0]
+    items, index = build(tmp_path, files | {"set.jsonl": entries})
     assert items[40]["source"] == items[0]["source"] and (index["sources"], index["near"]) == (40, 0)
     assert [i["id"] for i in items[40:]] == ["40", "0#2"] and (index["same_id"], index["skipped"]) == (1, 0)
 
@@ -302,7 +302,6 @@ def test_a_problem_is_named_with_its_item_and_skip_bad_leaves_that_out(tmp_path,
 
 @pytest.mark.parametrize("words", NO_SETS)
 def test_what_is_not_a_set_is_refused_by_what_it_is(tmp_path, problems, words):
-    (tmp_path / "in").mkdir()
     root = put(tmp_path / "in", NO_SETS[words]) / ("set.tar" if "archive" in words else "")
     assert words in " ".join(problems(root, tmp_path / "out")) and not (tmp_path / "out").exists()
 
@@ -330,9 +329,8 @@ def rectangle(path, xyxy, size=(64, 48)):
 
 
 def where_red(item):
-    image = frames_of(item)[0].numpy()
-    y, x = np.nonzero(image[..., 0].astype(int) - image[..., 1] > 40)
-    return [x.min(), y.min(), x.max() + 1, y.max() + 1]
+    image = frames_of(item)[0].int()
+    return extents(image[..., 0] - image[..., 1] > 40)
 
 
 @pytest.mark.parametrize("name", FLAGS)
@@ -369,15 +367,15 @@ def test_boxes_in_answers_and_in_tables_move_with_the_image(tmp_path, name):
 
 def test_what_says_left_or_right_is_not_mirrored_and_what_says_a_place_is_not_cropped(tmp_path):
     ask = 'Where? Say {"bbox_2d": [x1, y1, x2, y2]}.'
-    entries = [talk(f"<image>\n{ask}", x, id=x, split="train") for x in SIDES + PLACE + FREE]
+    files = {"set.jsonl": [talk(f"<image>\n{ask}", x, split="train") for x in SIDES + PLACE + FREE]}
     for expected, flags in ((PLACE + FREE, ["--flip"]), (FREE, ["--crop", "0.5"])):
-        copies = [i for i in build(tmp_path, entries, *flags)[0] if i["id"].endswith("~")]
+        copies = [i for i in build(tmp_path, IMAGES | files, *flags)[0] if i["id"].endswith("~")]
         assert [i["turns"] for i in copies] == [[[ask, x]] for x in expected]
 
 
 def test_a_clip_is_mirrored_as_one(tmp_path):
     entry = talk("<video>\nHow?", "b", image=None, split="train", video=list(IMAGES)[:4])
-    (item, copy), _ = build(tmp_path, [entry], "--flip", frames=4, size=24)
+    (item, copy), _ = build(tmp_path, IMAGES | {"set.jsonl": [entry]}, "--flip", frames=4, size=24)
     assert torch.equal(copy["frames"], item["frames"].flip(2)) and copy["turns"] == item["turns"]
 
 
@@ -387,7 +385,6 @@ def test_a_box_belongs_to_the_image_of_its_question(tmp_path):
     rectangle(tmp_path / "in/b.png", second, (100, 48))
     x, y = (json.dumps({"bbox_2d": xyxy}) for xyxy in (first, second))
     entry = talk("<image>\nWhere?", x, "And here? <image>", y, image=["a.png", "b.png"], split="train")
-    run(put(tmp_path / "in", {"set.jsonl": [entry]}), tmp_path / "out", "--flip", "--crop", "0.5")
-    _, copy = load_items(tmp_path / "out")[0]
+    (_, copy), _ = build(tmp_path, {"set.jsonl": [entry]}, "--flip", "--crop", "0.5")
     found = [json.loads(answer)["bbox_2d"] for _, answer in copy["turns"]]
     assert found == [[44, 5, 60, 30], [0, 8, 30, 40]] == [where_red({"encoded": x}) for x in copy["images"]]

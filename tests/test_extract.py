@@ -12,7 +12,6 @@ import weakref
 
 import psutil
 import pytest
-import test_families
 import torch
 from safetensors.torch import load_file, save_file
 from test_families import SIDES, TEMPORAL, features, folder_of, load, noise
@@ -26,8 +25,6 @@ import streaming
 from common import HERE, load_features, load_items, load_yaml, save_yaml, split_of, with_grid, write_items
 from features import fuse
 from models import MODELS, find_model
-
-noncausal_vae = test_families.noncausal_vae  # a fixture
 
 
 def write_set(folder, clips):

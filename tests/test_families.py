@@ -4,7 +4,6 @@ import functools
 
 import pytest
 import torch
-from diffusers import AutoencoderKLLTXVideo
 from transformers import AutoProcessor, DynamicCache
 
 import families
@@ -188,15 +187,6 @@ def test_a_clip_through_a_model_of_single_images_is_its_frames_one_by_one(reques
         assert x.shape[:2] == (2, 3) and not families.sees_later_frames(loaded[0], point)
         torch.testing.assert_close(x[1, 2], alone[point][0, 0], atol=1e-4, rtol=1e-4)
     assert [loaded[3](step) for step in range(3)] == [0, 1, 2]
-
-
-@pytest.fixture(scope="module")
-def noncausal_vae(small_vae, tmp_path_factory):
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("models") / "noncausal-vae"
-    config = AutoencoderKLLTXVideo.load_config(small_vae)
-    AutoencoderKLLTXVideo.from_config(config, encoder_causal=False).save_pretrained(folder)
-    return folder
 
 
 @pytest.mark.parametrize("which", TEMPORAL)

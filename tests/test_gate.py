@@ -40,7 +40,11 @@ def test_a_gain_below_the_margin_fails_and_the_margin_is_a_tenth_of_the_headroom
         assert found["answer"] == answer and found["plain_pass"]
         assert answer == "PASS" or "constant" in found["reason"]
     small = record(0.63, 1e-6, baseline=0.61, gain_half=0.01)
-    assert [gate.evaluate(small, 0.5, margin=m)["answer"] for m in (0.0, 0.02, 0.04)] == ["PASS", OPEN, "FAIL"]
+    assert [gate.evaluate(small, 0.5, margin=m)["answer"] for m in (0.0, 0.02, 0.04)] == [
+        "PASS",
+        OPEN,
+        "FAIL",
+    ]
 
 
 def test_an_interval_that_shrinks_around_its_centre_only_decides_what_was_open():
@@ -140,6 +144,10 @@ def other(**values):
     return lambda content: content.update(values)
 
 
+def untrained_backbone(content):
+    content["criteria"]["lpips_random_backbone"] = content["criteria"].pop("lpips")
+
+
 LOW_BOX = criteria("bbox_iou", score=0.3, low=0.25, high=0.35)
 LOW = {"score": 0.5, "low": 0.45, "high": 0.55}
 BLURRED = {"adapt_scaling": criteria("lpips", **LOW)}
@@ -184,10 +192,7 @@ def test_a_criterion_fails_and_the_encoder_decides_between_pivot_and_stop(tmp_pa
 
 
 def test_what_was_not_measured_is_inconclusive_and_the_stand_in_is_marked(tmp_path, no_chart, capsys):
-    def change(content):
-        content["criteria"]["lpips_random_backbone"] = content["criteria"].pop("lpips")
-
-    found = evaluate(1, *made(tmp_path / "a", adapt_latents=change))
+    found = evaluate(1, *made(tmp_path / "a", adapt_latents=untrained_backbone))
     row = found["criteria"]["lpips"]
     assert row["stand_in"] and row["threshold"] == gate.STAND_IN and "stand-in" in found["headline"]
     assert row["score"] == pytest.approx(8 / 9, rel=1e-4) and "lpips*" in capsys.readouterr().out
@@ -196,6 +201,17 @@ def test_what_was_not_measured_is_inconclusive_and_the_stand_in_is_marked(tmp_pa
     assert (found["verdict"], found["plain_verdict"], found["map50"]) == (OPEN, "STOP", None)
     assert found["criteria"]["map50"]["reason"] == "probe has not measured map50"
     assert evaluate(1, *args[:2])["criteria"]["direction_accuracy"]["answer"] == OPEN  # no --motion
+
+
+def test_the_table_has_a_line_for_every_verdict(tmp_path, no_chart, capsys):
+    for name in ("made-up", "other"):
+        evaluate(1, *made(tmp_path / name / "noise", adapt_latents=untrained_backbone))
+    edit(tmp_path / "other/noise/gate1.yaml", other(model="other"))
+    gate.main(["table", str(tmp_path)])
+    lines = capsys.readouterr().out.splitlines()[-2:]
+    assert [line.split()[0] for line in lines] == ["made-up", "other"]
+    assert all("noise  gate 1  PROCEED" in line for line in lines)
+    assert all("bbox_iou 0.900 PASS, map50 0.900 PASS, lpips* 0.889 PASS" in line for line in lines)
 
 
 def test_results_that_are_missing_or_do_not_belong_together_are_refused(tmp_path, no_chart, refused):

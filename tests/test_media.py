@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from test_extract import run as extracted
+from test_extract import write_set
 
 import common
-import extract
 import media
 import synthetic
 from media import choose_frames, frames_at, motion_of
@@ -178,16 +179,13 @@ def test_a_frame_by_number_is_that_frame_and_decoding_begins_at_its_key_frame(tm
 
 def test_features_of_chosen_frames_are_those_of_clips_cut_to_them(small_dino, tmp_path):
     def run(out, clips, *more):
-        common.write_items(tmp_path / f"of-{out}", clips, {"data": "synthetic", "name": "clips"})
-        where = f"--data {tmp_path}/of-{out} --out {tmp_path}/{out} --points last --grids all --size 48"
-        return extract.main(["--model", str(small_dino), *where.split(), *more])
+        how = "--points", "last", "--size", "48", *more
+        return extracted(small_dino, write_set(tmp_path / f"of-{out}", clips), tmp_path / out, *how)
 
     x = disc(moving=(35, 50), side=96)
-    size = {"width": 96, "height": 96}
-    items = [size | {"id": k, "source": k, "frames": f} for k, f in (("a", x), ("b", x.flip(0)))]
-    shown = run("chosen", items, "--frames", "motion", "--count", "6")["shown"]
-    assert shown == [choose_frames(i["frames"], 6) for i in items]
-    run("cut", [i | {"frames": i["frames"][at].clone()} for i, at in zip(items, shown, strict=True)])
+    shown = run("chosen", [x, x.flip(0)], "--frames", "motion", "--count", "6")["shown"]
+    assert shown == [choose_frames(x, 6), choose_frames(x.flip(0), 6)]
+    run("cut", [x[shown[0]], x.flip(0)[shown[1]]])
     a, b = (common.load_features(tmp_path / out)[1]("vision.2") for out in ("chosen", "cut"))
     assert a.shape[1] == 6 and torch.equal(a, b)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import generator, plant_features
+from helpers import generator, plant_features, write_squares
 from torch.nn.functional import interpolate, one_hot
 
 import align
@@ -17,7 +17,7 @@ from common import RESULT, load_pt, load_yaml, save_pt, save_yaml, split_of, wri
 from metrics import MASK, box_iou, mask_scores, to_cells
 
 N = 120
-IDS = [f"item-{i:03d}" for i in range(N)]
+IDS = [f"box-{i}" for i in range(N)]
 WRONG = {
     "": ({"ids": [f"other-{i}" for i in range(N)]}, ("other-0",)),
     "--points b": ({}, ("'b'",)),
@@ -56,10 +56,7 @@ CELLS = to_cells(MASKS, 4, 4).unflatten(1, (4, 4))[:, None]  # the foreground of
 
 @pytest.fixture
 def planted(tmp_path):
-    same = {"width": 32, "height": 32, "labels": ["box"]}
-    rows = zip(IDS, FRAMES, boxes_of(), strict=True)
-    items = [same | {"id": i, "source": i, "frames": f, "boxes": b[None]} for i, f, b in rows]
-    write_items(tmp_path / "data", items, {"data": "synthetic", "name": "boxes"})
+    write_squares(tmp_path, boxes_of(), 32)
     return tmp_path
 
 
@@ -188,12 +185,8 @@ def clips(tmp_path):
     rows = zip(IDS, truth, strict=True)
     items = [item | {"id": i, "source": i, "direction": DIRECTIONS[k]} for i, k in rows]
     for name, frozen in (("data", {}), ("first", {"freeze": "first"}), ("middle", {"freeze": "middle"})):
-        write_items(tmp_path / name, items, {"data": "synthetic", "name": "clips"} | frozen)
-    return tmp_path, one_hot(truth, 8).float()
-
-
-def test_direction_is_read_where_it_is_planted_and_frozen_features_are_joined_by_id(clips, refused):
-    folder, code = clips
+        write_items(folder / name, items, {"data": "synthetic", "name": "clips"} | frozen)
+    code = one_hot(truth, 8).float()
     dull = torch.randn(N, 3, 2, 2, 8, generator=generator(1))
     late, random = dull.clone(), {"late": dull.flip(0)}  # the chosen layer
     late[:, 2] += 5 * code[:, None, None]  # in the last time step only

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import synthetic
+from claims import frames_of_spans
 from synthetic import DIRECTIONS, OPPOSITE, position, spans_words
 
 COLOURS = {name: torch.tensor(rgb).float() / max(rgb) for name, rgb in synthetic.COLOURS.items()}
@@ -17,11 +18,6 @@ BACKWARDS = {"enters": "leaves", "leaves": "enters", "appears": "vanishes", "van
 @pytest.fixture(scope="module")
 def moving():
     return list(synthetic.moving(240, 64, 1))
-
-
-@pytest.fixture(scope="module")
-def clips():
-    return list(synthetic.trajectories(80, 48, 5))
 
 
 def extents(mask):
@@ -117,19 +113,11 @@ def test_directions_are_balanced_and_the_first_frame_says_little_about_them(movi
     assert (names[torch.cdist(test_x, centroid).argmin(1).numpy()] == test_y).mean() < 0.4
 
 
-def frames_in(spans):
-    return {t for a, b in spans for t in range(a, b + 1)}
-
-
-def objects(clips):
-    return [(c, k, t) for c in clips for k, t in enumerate(c["tracks"])]
-
-
-def test_masks_and_boxes_lie_where_the_equation_says_and_spans_say_when_enough_of_an_object_is_there(clips):
-    for c, k, track in objects(clips):
+def test_masks_and_boxes_lie_where_the_equation_says_and_spans_say_when_an_object_is_there(trajectories):
+    for c, k, track in [(i, k, t) for i in trajectories for k, t in enumerate(i["tracks"])]:
         seen, boxes, e = c["mask"] == k + 1, c["boxes"][:, k].numpy(), track["equation"]
         area, at, radius = seen.sum((1, 2)), position(e, FRAMES), e["radius"]
-        visible, present, hidden = (frames_in(track[s]) for s in ("visible", "present", "hidden"))
+        visible, present, hidden = (frames_of_spans(track[s]) for s in ("visible", "present", "hidden"))
         assert visible | hidden == present and not visible & hidden and len(track["present"]) == 1
         whole = (synthetic.coverage(c["labels"][k], 48, 24, 24, radius, 0) >= 0.5).sum().item()
         assert all(area[t] > 0 for t in visible) and all(area[t] <= 0.25 * whole + 3 for t in hidden)
@@ -141,9 +129,9 @@ def test_masks_and_boxes_lie_where_the_equation_says_and_spans_say_when_enough_o
         assert (np.abs(boxes[there].reshape(-1, 2, 2) - at[there][:, None]) <= radius + 1).all()
 
 
-def test_persistence_cause_direction_and_speed_follow_from_the_equations(clips):
-    for _, _, track in objects(clips):
-        present, e, direction = frames_in(track["present"]), track["equation"], track["direction"]
+def test_persistence_cause_direction_and_speed_follow_from_the_equations(trajectories):
+    for track in [t for c in trajectories for t in c["tracks"]]:
+        present, e, direction = frames_of_spans(track["present"]), track["equation"], track["direction"]
         assert track["persistent"] == (len(present) == 32) == (track["why"] == "stays")
         why = {(1, 1): "stays", (0, 1): "enters", (1, 0): "leaves", (0, 0): "passes"}
         if e["exists"] != [0, 31]:
@@ -159,26 +147,24 @@ def test_persistence_cause_direction_and_speed_follow_from_the_equations(clips):
             assert cosines[direction] == max(cosines.values()) > np.cos(np.radians(22.6))
 
 
-def test_how_long_an_object_is_seen_does_not_decide_whether_it_is_persistent(clips):
-    tracks = [t for _, _, t in objects(clips)]
+def test_how_long_an_object_is_seen_does_not_decide_whether_it_is_persistent(trajectories):
+    tracks = [t for c in trajectories for t in c["tracks"]]
     persistent = np.array([t["persistent"] for t in tracks])
-    seen = np.array([len(frames_in(t["visible"])) for t in tracks])
+    seen = np.array([len(frames_of_spans(t["visible"])) for t in tracks])
     accuracies = [((seen >= least) == persistent).mean() for least in range(34)]
     assert max(*accuracies, 1 - min(accuracies)) < 0.85
 
 
-def test_an_equation_and_spans_by_hand():
+def test_an_equation_by_hand():
     line = {"position": [1.0, 2.0], "velocity": [2.0, 0.0], "acceleration": [0.0, 1.0], "turn": 0.0}
     assert position(line, [0, 2]).tolist() == [[1, 2], [5, 4]]
     arc, r = line | {"acceleration": [0.0, 0.0], "turn": np.pi / 8}, 16 / np.pi  # a quarter circle in 4
     assert position(arc, [4, 8, 16]) == pytest.approx(np.array([[1 + r, 2 + r], [1, 2 + 2 * r], [1, 2]]))
-    assert synthetic.spans([1, 1, 0, 0, 1]) == [[0, 1], [4, 4]] and synthetic.spans([0, 0]) == []
-    assert spans_words([[0, 9], [14, 31]]) == "frames 0 to 9 and 14 to 31"
 
 
-def test_answers_are_true_and_topics_say_what_the_questions_are_about(clips):
+def test_answers_are_true_and_topics_say_what_the_questions_are_about(trajectories):
     kinds = set()
-    for c in clips:
+    for c in trajectories:
         tracks = {t["object"]: t for t in c["tracks"]}
         for (question, answer), (kind, name) in zip(c["turns"], c["topics"], strict=True):
             assert name in question and (name in tracks) == (kind not in ("absent", "count"))
@@ -193,12 +179,11 @@ def test_answers_are_true_and_topics_say_what_the_questions_are_about(clips):
                 truth["whatif"] = OPPOSITE[track["direction"]] if backwards else present
             assert answer == truth[kind]
             kinds.add(kind)
-        assert c["text"].startswith(" ".join(map(synthetic.describe_track, c["tracks"])))
     assert kinds == {*synthetic.QUESTIONS, "absent", "whatif"} - {"backwards", "uncovered"}
 
 
-def test_reversed_clips_run_backwards_with_the_truth_about_that(clips):
-    for c, r in zip(clips[:24], synthetic.trajectories(24, 48, 5, change="reversed"), strict=True):
+def test_reversed_clips_run_backwards_with_the_truth_about_that(trajectories):
+    for c, r in zip(trajectories[:24], synthetic.trajectories(24, 48, 21, change="reversed"), strict=True):
         assert all(torch.equal(r[k], c[k].flip(0)) for k in ("frames", "mask", "boxes"))
         assert all(r[k] == c[k] for k in ("id", "names", "source", "absent", "topics"))
         for a, b in zip(c["tracks"], r["tracks"], strict=True):
@@ -210,20 +195,20 @@ def test_reversed_clips_run_backwards_with_the_truth_about_that(clips):
             assert r["turns"][r["topics"].index(["direction", b["object"]])][1] == b["direction"]
 
 
-def test_the_first_object_is_gone_from_deleted_clips_and_nothing_else_changes_but_what_it_hid(clips):
-    for c, d in zip(clips[:24], synthetic.trajectories(24, 48, 5, change="deleted"), strict=True):
+def test_the_first_object_is_gone_from_deleted_clips_and_nothing_else_changes_but_what_it_hid(trajectories):
+    for c, d in zip(trajectories[:24], synthetic.trajectories(24, 48, 21, change="deleted"), strict=True):
         n, gone = c["count"], c["mask"] == 1
         assert (d["removed"], d["names"], d["count"]) == (c["names"][0], c["names"][1:], n - 1)
         assert d["id"] == c["id"] and d["boxes"].shape == (32, n - 1, 4)
         assert all(torch.equal((c["mask"] == k + 1)[~gone], (d["mask"] == k)[~gone]) for k in range(1, n))
         for a, b in zip(c["tracks"][1:], d["tracks"], strict=True):
             assert all(a[k] == b[k] for k in ("persistent", "why", "present", "direction", "equation"))
-            assert frames_in(b["visible"]) >= frames_in(a["visible"])
+            assert frames_of_spans(b["visible"]) >= frames_of_spans(a["visible"])
 
 
-def test_in_swapped_clips_the_second_object_takes_the_path_of_the_first(clips):
-    several = [c for c in clips[:24] if c["count"] > 1]
-    for c, s in zip(several, synthetic.trajectories(24, 48, 5, change="swapped"), strict=True):
+def test_in_swapped_clips_the_second_object_takes_the_path_of_the_first(trajectories):
+    several = [c for c in trajectories[:24] if c["count"] > 1]
+    for c, s in zip(several, synthetic.trajectories(24, 48, 21, change="swapped"), strict=True):
         assert s["id"] == c["id"] and s["names"] == [c["names"][1], c["names"][0], *c["names"][2:]]
         for a, b in zip(s["tracks"], c["tracks"], strict=True):
             assert (a["equation"], a["direction"]) == (b["equation"], b["direction"])

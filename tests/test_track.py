@@ -1,10 +1,11 @@
 """Tracks of objects: scores of planted tracks, checks of the file, the tracker, its training, its weights."""
 
+import functools
 import math
 
 import pytest
 import torch
-from helpers import holds
+from helpers import generator, holds
 
 import data
 import extract
@@ -16,13 +17,6 @@ from common import ANSWERS, TRACKS, load_items, load_pt, load_yaml, plain, save_
 
 CONFIG = {"colours": list(synthetic.COLOURS), "shapes": list(synthetic.SHAPES), "frames": 32}
 CONFIG |= {"image_size": 48, "widths": [16, 32], "layers": [1, 1], "embedding": 512}
-
-
-@pytest.fixture(scope="module")
-def clips(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data") / "trajectories"
-    data.main(["trajectories", "--n", "70", "--seed", "21", "--out", str(folder)])
-    return folder, load_items(folder)[0]
 
 
 def planted(path, items, scores_of=None, persistence_of=None, **changed):
@@ -45,11 +39,18 @@ def planted(path, items, scores_of=None, persistence_of=None, **changed):
     return path
 
 
-def scored(path, folder):
-    out = path.with_suffix(".yaml")
-    result = track.main(["--embeddings", str(path), "--data", str(folder), "--out", str(out)])
-    assert load_yaml(out, "track")["frame_f1"] == plain(result["frame_f1"])
-    return result
+@pytest.fixture
+def scored(trajectories, trajectories_folder, tmp_path):
+    """call(functions or changes of `planted`): what track.py finds about these tracks."""
+    path, out = tmp_path / "tracks.pt", tmp_path / "tracks.yaml"
+
+    def call(*functions, items=trajectories, **changed):
+        planted(path, items, *functions, **changed)
+        result = track.main(f"--embeddings {path} --data {trajectories_folder} --out {out}".split())
+        assert load_yaml(out, "track")["frame_f1"] == plain(result["frame_f1"])
+        return result
+
+    return call
 
 
 def test_cuts_thresholds_and_replaced_frames():
@@ -66,60 +67,54 @@ def test_baselines_of_persistence_are_fitted_on_train_and_val():
     persistent = {"train": [1, 1, 1, 0], "val": [0, 0, 1, 1], "test": [1, 0, 0, 0]}
     persistent = {s: torch.tensor(x).bool() for s, x in persistent.items()}
     visible = dict.fromkeys(persistent, torch.arange(32) < durations[:, None])
-    energy = dict.fromkeys(persistent, durations)
-    found = track.persistence_baselines(visible, visible, energy, persistent)
+    found = track.persistence_baselines(visible, visible, dict.fromkeys(persistent, durations), persistent)
     assert found["majority"].tolist() == [1, 0, 0, 0] and found["ends"].tolist() == [0, 1, 1, 1]
     for name in ("duration", "true_duration", "energy"):
         assert found[name].tolist() == [0, 1, 0, 0], name
 
 
-def test_the_truth_scores_one_and_beats_every_baseline(clips, tmp_path):
-    folder, items = clips
-    found = scored(planted(tmp_path / "tracks.pt", items), folder)
+def test_the_truth_scores_one_and_beats_every_baseline(scored, trajectories):
+    found = scored()
     holds(found, "persistence_accuracy == 1, frame_f1 == 1, frame_f1_macro == 1, boundary_error == 0")
     holds(found, "segmental_f1_50 == 1, absent_seen == 0, over_copy_low > 0, copy_frames == 2")
     holds(found, "persistence_accuracy_gain_low > 0, frame_f1_gain_low > 0, frame_f1_copy < 1")
     holds(found, "persistence_duration == persistence_true_duration, persistence_duration < 0.9")
-    test = [i for i in items if split_of(i["source"]) == "test"]
+    test = [i for i in trajectories if split_of(i["source"]) == "test"]
     assert found["clips"] == len(test) and found["objects"] == sum(i["count"] for i in test)
 
 
-def by_colour(item, name, visible):
-    there = any(n.split()[0] == name.split()[0] for n in item["names"])
-    return torch.full((32,), float(there)) if name == item["absent"] else visible
+def test_planted_scores_are_found_and_the_truth_of_other_clips_beats_no_baseline(scored, trajectories):
+    tracks = [t for i in trajectories for t in i["tracks"]]
+    other = iter(tracks[k] for k in torch.randint(len(tracks), (999,), generator=generator()))
+    constant = scored(lambda *_: torch.full((32,), 0.7), lambda *_: 0.7)
+    holds(constant, "frame_f1 == frame_f1_always, frame_f1_gain == 0, persistence_accuracy_gain_low <= 0")
+    holds(constant, "absent_seen == 1, boundary_error == 32, segmental_f1_50 < 0.8")
+    scaled = scored(lambda item, name, visible: 0.1 + 0.15 * visible)
+    holds(scaled, "frame_f1 == 1, threshold >= 0.1, threshold < 0.25")  # chosen on val
+    late = scored(lambda item, name, visible: torch.cat([visible[:1].expand(2), visible[:-2]]))
+    holds(late, "frame_f1 == frame_f1_copy, over_copy == 0, frame_f1_copy > 0.85, frame_f1 < 1")
+    null = scored(lambda *_: track.frames_of_track(next(other)).float(), lambda *_: next(other)["persistent"])
+    holds(null, "persistence_accuracy_gain_low <= 0, frame_f1_gain_low <= 0, over_copy_high < 0")
+
+    def by_colour(item, name, visible):
+        there = any(n.split()[0] == name.split()[0] for n in item["names"])
+        return torch.full((32,), float(there)) if name == item["absent"] else visible
+
+    colour = scored(by_colour)
+    holds(colour, "absent_seen_colour_there == 1, absent_seen_colour_not_there == 0, absent_seen < 1")
 
 
-def test_planted_scores_are_found_and_the_truth_of_other_clips_beats_no_baseline(clips, tmp_path):
-    g, tracks = torch.Generator().manual_seed(0), [t for i in clips[1] for t in i["tracks"]]
-    other = iter(tracks[k] for k in torch.randint(len(tracks), (999,), generator=g))
-    constant = "frame_f1 == frame_f1_always, frame_f1_gain == 0, persistence_accuracy_gain_low <= 0,"
-    constant += "absent_seen == 1, boundary_error == 32, segmental_f1_50 < 0.8"
-    scaled = "frame_f1 == 1, threshold >= 0.1, threshold < 0.25"  # chosen on val
-    colour = "absent_seen_colour_there == 1, absent_seen_colour_not_there == 0, absent_seen < 1"
-    late = "frame_f1 == frame_f1_copy, over_copy == 0, frame_f1_copy > 0.85, frame_f1 < 1"
-    null = "persistence_accuracy_gain_low <= 0, frame_f1_gain_low <= 0, over_copy_high < 0"
-    rows = [(lambda *_: torch.full((32,), 0.7), lambda *_: 0.7, constant), (by_colour, None, colour)]
-    rows += [(lambda *x: 0.1 + 0.15 * x[2], None, scaled)]
-    rows += [(lambda *x: torch.cat([x[2][:1].expand(2), x[2][:-2]]), None, late)]
-    others = lambda *_: track.frames_of_track(next(other)).float(), lambda *_: next(other)["persistent"]
-    for *functions, facts in [*rows, (*others, null)]:
-        holds(scored(planted(tmp_path / "tracks.pt", clips[1], *functions), clips[0]), facts)
-
-
-def test_a_file_that_breaks_the_contract_is_refused(clips, tmp_path, refused):
-    (folder, items), path = clips, tmp_path / "tracks.pt"
-    n = sum(i["count"] + 1 for i in items)
-    half = torch.full((n,), 0.5)
+def test_a_file_that_breaks_the_contract_is_refused(scored, trajectories, tmp_path, refused):
+    n = sum(i["count"] + 1 for i in trajectories)
     broken = {f"embedding is [{n}, 64] where [{n}, 512]": {"embedding": torch.zeros(n, 64)}}
-    broken["persistence holds 1 non-finite"] = {"persistence": half.index_fill(0, torch.tensor(0), math.nan)}
-    broken["sums to 16"] = {"attention": half[:, None].expand(n, 32).clone()}
+    broken["persistence holds 1 non-finite"] = {"persistence": torch.tensor([math.nan] + [0.5] * (n - 1))}
+    broken["sums to 16"] = {"attention": torch.full((n, 32), 0.5)}
     broken["has schema 'foresight.answers.v1'"] = {"schema": ANSWERS}
     broken["holds 'nobody/red circle'"] = {"ids": ["nobody/red circle"] * n}
-    broken["lacks"], broken["more than once"] = {"items": items[:-1]}, {"items": [items[0], *items]}
+    broken["lacks"], broken["more than once"] = {"items": trajectories[:-1]}, {"items": trajectories[:1] * 2}
     for message, change in broken.items():
-        planted(path, **{"items": items} | change)
-        refused(lambda: scored(path, folder), message)
-    assert not path.with_suffix(".yaml").exists()
+        refused(functools.partial(scored, **change), message)
+    assert not (tmp_path / "tracks.yaml").exists()
 
 
 @pytest.fixture(scope="module")
@@ -131,8 +126,8 @@ def tracker(tmp_path_factory):
     return model.float(), folder
 
 
-def test_objects_are_followed_independently_and_attention_sums_to_one(clips, tracker):
-    frames = torch.stack([i["frames"] for i in clips[1][:3]])
+def test_objects_are_followed_independently_and_attention_sums_to_one(trajectories, tracker):
+    frames = torch.stack([i["frames"] for i in trajectories[:3]])
     both = models.follow(tracker[0], frames, [["red circle", "blue star"]] * 3, "cpu")
     alone = models.follow(tracker[0], frames, [["blue star"]] * 3, "cpu")
     for key, x in alone.items():
@@ -141,12 +136,12 @@ def test_objects_are_followed_independently_and_attention_sums_to_one(clips, tra
     assert not torch.allclose(both["embedding"][:, 0], both["embedding"][:, 1])
 
 
-def test_a_random_tracker_writes_the_same_file_twice(clips, tracker, tmp_path, monkeypatch):
+def test_a_random_tracker_writes_the_same_file_twice(trajectories_folder, tracker, tmp_path, monkeypatch):
     gain = dict.fromkeys(("persistence", "scores"), {"gain": 2, "gain_low": 1, "gain_high": 3})
     monkeypatch.setattr(track, "faithfulness", lambda *_: {"mean": gain, "neighbours": gain})
-    folder, a, b = clips[0], tmp_path / "a/tracks.pt", tmp_path / "b/tracks.pt"
+    a, b = tmp_path / "a/tracks.pt", tmp_path / "b/tracks.pt"
     for path in (a, b):
-        found = track.main(["--model", str(tracker[1]), "--data", str(folder), "--out", str(path)])
+        found = track.main(f"--model {tracker[1]} --data {trajectories_folder} --out {path}".split())
     content = load_pt(a, TRACKS)
     assert a.read_bytes() == b.read_bytes() and content["scores"].dtype == torch.float16
     assert content["meta"]["threshold"] == found["threshold"] and content["meta"]["threshold_from"] == "val"
@@ -156,15 +151,18 @@ def test_a_random_tracker_writes_the_same_file_twice(clips, tracker, tmp_path, m
 def test_clips_of_the_test_split_alone_are_tracked_with_the_removed_object(tracker, tmp_path):
     folder, out = tmp_path / "deleted", tmp_path / "tracks.pt"
     data.main(f"trajectories --n 12 --seed 21 --change deleted --only test --out {folder}".split())
-    assert "unscored" in track.main(["--model", str(tracker[1]), "--data", str(folder), "--out", str(out)])
+    assert "unscored" in track.main(f"--model {tracker[1]} --data {folder} --out {out}".split())
     removed = {f"{i['id']}/{i['removed']}" for i in load_items(folder)[0]}
     assert removed <= set(load_pt(out, TRACKS)["ids"])
 
 
-def test_other_kinds_of_model_or_data_are_refused(clips, tracker, moving_folder, tmp_path, refused):
-    argv, model = ["--data", str(clips[0]), "--out", str(tmp_path / "x.pt")], ["--model", str(tracker[1])]
+def test_other_kinds_of_model_or_data_are_refused(tracker, moving_folder, tmp_path, refused):
+    argv, model = (
+        ["--data", str(moving_folder), "--out", str(tmp_path / "x.pt")],
+        ["--model", str(tracker[1])],
+    )
     refused(lambda: track.main([*argv, "--model", "tiny"]), "give tiny-tracker")
-    refused(lambda: track.main([*argv, *model, "--data", str(moving_folder)]), "data.py trajectories wrote")
+    refused(lambda: track.main([*argv, *model]), "data.py trajectories wrote")
     refused(lambda: extract.main(model), "is a tracker, which track.py runs")
 
 
@@ -182,10 +180,8 @@ class Planted(torch.nn.Module):
 
 
 def test_attention_is_faithful_only_where_the_output_depends_on_its_frames():
-    g = torch.Generator().manual_seed(0)
-    items = [{"source": f"s{k}", "names": ["red circle"]} for k in range(40)]
-    for item in items:
-        item["frames"] = torch.randint(0, 40, (32, 1, 1, 1), generator=g).expand(-1, 48, 48, 3).byte()
+    frames = torch.randint(0, 40, (40, 32, 1, 1, 1), generator=generator()).expand(-1, -1, 48, 48, 3).byte()
+    items = [{"source": f"s{k}", "names": ["red circle"], "frames": x} for k, x in enumerate(frames)]
     honest, model = track.faithfulness(Planted(), items, "cpu", 0), Planted()
     model.at = 20
     other = track.faithfulness(model, items, "cpu", 0)
@@ -195,8 +191,8 @@ def test_attention_is_faithful_only_where_the_output_depends_on_its_frames():
         holds(other[how]["persistence"], "gain_high < 0")
 
 
-def test_the_training_truth_is_that_of_the_clips(clips):
-    items, colours, shapes = clips[1][:8], list(synthetic.COLOURS), list(synthetic.SHAPES)
+def test_the_training_truth_is_that_of_the_clips(trajectories):
+    items, colours, shapes = trajectories[:8], list(synthetic.COLOURS), list(synthetic.SHAPES)
     truth = tiny.tracks_truth(items, 0)
     for k, item in enumerate(items):
         n, of = item["count"], {key: x[k] for key, x in truth.items()}

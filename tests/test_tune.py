@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from helpers import holds, random_language_model
+from helpers import generator, holds, random_language_model
 from registry import PUBLISHED
-from test_families import folder_of
+from test_families import ROWS, folder_of
 from test_track import planted as planted_tracks
 from torchvision.io import encode_png
 from transformers.quantizers.quantizers_utils import should_convert_module
@@ -20,8 +20,6 @@ import tune
 from common import load_items, load_yaml, write_items
 from models import MODELS, find_model, load_vlm, processor_of, qwen_inputs
 
-FAMILIES = ["small_qwen2vl", "small_vlm", "small_qwen3vl", "llava", "llava_next", "llava_onevision"]
-FAMILIES += ["small_internvl"]
 BOXES = {"small_vlm": "[8, 16, 24, 32]", "small_internvl": "[167, 333, 500, 667]"}
 BOXES["llava_next"] = "[0.167, 0.333, 0.500, 0.667]"
 LORA = {"method": "lora", "vision": "frozen", "rank": 2, "checkpoint": False}
@@ -32,11 +30,6 @@ LLAMA2_7B["tower"] = {"layers": 0, "d": 0, "inter": 0, "patch": 0, "merge": 1, "
 # MB of LoRA without checkpoints; a Llama's storages at the peak of a step are within a fifth of it
 PLANNED = {"weights": 12952, "embeddings_tower": 524, "trained": 640, "stored": 6500, "layer": 280}
 PLANNED |= {"vision": 0, "logits": 19, "weight_copy": 0, "context": 500}
-
-
-@pytest.fixture
-def family(request):
-    return folder_of(request, request.param)
 
 
 def encoder_of(folder):
@@ -51,8 +44,7 @@ def logits_of(folder, model=None):
 
 
 def image(seed, h=48, w=48, t=1):
-    g = torch.Generator().manual_seed(seed)
-    return torch.randint(0, 256, (t, h, w, 3), generator=g, dtype=torch.uint8)
+    return torch.randint(0, 256, (t, h, w, 3), generator=generator(seed), dtype=torch.uint8)
 
 
 def item(k, frames=None, **more):
@@ -77,9 +69,9 @@ def tuned(model, folder, out, flags=""):
     return tune.main([*line.split(), *flags.split()])
 
 
-@pytest.mark.parametrize("family", FAMILIES, indirect=True)
-def test_every_family_is_encoded_as_at_inference_and_only_answers_carry_loss(family):
-    encoder, made = encoder_of(family), item(0, chat=True, system="Be brief.")
+@pytest.mark.parametrize("family", ROWS)
+def test_every_family_is_encoded_as_at_inference_and_only_answers_carry_loss(request, family):
+    encoder, made = encoder_of(folder_of(request, family)), item(0, chat=True, system="Be brief.")
     row, _ = encoder(made, 0, 2)
     tokens = list(zip(row["input_ids"], row["labels"], row["turn"], strict=True))
     answers = [encoder.tokenizer.decode([x for x, _, t in tokens if t == k]).strip() for k in (1, 2)]
@@ -128,12 +120,13 @@ def test_scores_are_the_librarys_loss_and_the_share_of_answers_that_greedy_decod
     assert sum(shapes) == dataset.scored.sum()  # logits are computed for answers alone
 
 
-@pytest.mark.parametrize(("family", "box"), BOXES.items(), indirect=["family"])
-def test_a_box_is_in_the_familys_units_and_in_the_frame_of_its_image(family, box):
+@pytest.mark.parametrize(("family", "box"), BOXES.items())
+def test_a_box_is_in_the_familys_units_and_in_the_frame_of_its_image(request, family, box):
     def text(made, last=1):
         return encoder.tokenizer.decode(encoder(made, 0, last)[0]["input_ids"])
 
-    encoder, a, b = encoder_of(family), '{"bbox_2d": [16, 32, 48, 48]}', '{"bbox_2d": [16, 32, 48, 64]}'
+    encoder = encoder_of(folder_of(request, family))
+    a, b = '{"bbox_2d": [16, 32, 48, 48]}', '{"bbox_2d": [16, 32, 48, 64]}'
     made = item(0, image(0, 96, 96), width=96, height=96, turns=[["Where?", b]])  # halved to 48 x 48
     assert f'{{"bbox_2d": {box}}}' in text(made) and made["turns"][0][1] == b
     if encoder.as_video:
@@ -196,9 +189,10 @@ def test_a_training_writes_gain_forgetting_adapter_and_the_same_merged(small_vlm
     assert torch.allclose(merged, adapter, atol=1e-4)
 
 
-@pytest.mark.parametrize("family", FAMILIES, indirect=True)
-def test_an_adapter_of_every_family_is_a_model_and_four_bits_are_for_language_layers(family, tmp_path):
-    entry = find_model(str(family)) | {"own_shape": []}
+@pytest.mark.parametrize("family", ROWS)
+def test_an_adapter_of_every_family_is_a_model_and_4_bits_are_for_language_layers(request, family, tmp_path):
+    folder = folder_of(request, family)
+    entry = find_model(str(folder)) | {"own_shape": []}
     model = load_vlm(entry)[0]
     linear = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
     quantised = {name for name in linear if should_convert_module(name, tune.WHOLE)}  # transformers' own rule
@@ -207,8 +201,8 @@ def test_an_adapter_of_every_family_is_a_model_and_four_bits_are_for_language_la
     for p in training.learned(scorer).values():
         torch.nn.init.normal_(p, std=0.3)
     tune.write_adapter_folder(tmp_path / "adapter", peft, entry)
-    adapter, base = logits_of(tmp_path / "adapter"), logits_of(family)
-    assert torch.allclose(adapter, logits_of(family, model), atol=1e-3)
+    adapter, base = logits_of(tmp_path / "adapter"), logits_of(folder)
+    assert torch.allclose(adapter, logits_of(folder, model), atol=1e-3)
     assert not torch.allclose(adapter, base, atol=1e-1)
 
 
@@ -232,16 +226,6 @@ def test_a_training_of_nothing_gains_nothing_and_has_the_size_of_its_clips(small
     assert found["exact_gain"] == 0 and abs(found["answer_loss"] - found["answer_loss_base"]) < 1e-3
     assert find_model(str(small_vlm))["clip"] != 32 == find_model(str(adapter))["clip"]
     refused(lambda: tuned(adapter, made, tmp_path / "again"), "is an adapter; merge it first")
-
-
-def test_mistakes_are_refused(small_vlm, tmp_path, refused, monkeypatch):
-    monkeypatch.setattr(tune, "load_vlm", None)  # before a model is loaded
-    folder, unplaced = written(tmp_path / "d", *map(item, range(20))), [["<image> <image>?", "x"]]
-    twice = written(tmp_path / "twice", *(item(k, turns=unplaced) for k in range(20)))
-    mistakes = [("--preset t4", folder, "--method qlora needs a GPU")]
-    mistakes += [("--max-tokens 5", folder, "no question of the train split fits")]
-    for flags, examples, words in [*mistakes, ("", twice, "more images or videos than the 1")]:
-        refused(lambda flags=flags, at=examples: tuned(small_vlm, at, tmp_path / "out", flags), words)
 
 
 def of_full_size(name, folder):
@@ -289,28 +273,31 @@ def test_the_plan_has_published_values_and_parts_depend_on_their_arguments_alone
     assert big["gb"] == pytest.approx(sum(big[k] for k in PLANNED))
 
 
-def test_a_training_that_cannot_fit_does_not_start(small_vlm, tmp_path, refused, monkeypatch):
-    folder, memory = written(tmp_path / "d", *map(item, range(24))), tune.memory
+def test_a_training_that_cannot_fit_or_learn_does_not_start(small_vlm, tmp_path, refused, monkeypatch):
+    folder, memory, out = written(tmp_path / "d", *map(item, range(24))), tune.memory, tmp_path / "out"
     larger = lambda *args, **more: memory(*args, **more) | {"large": 1e7 * args[2]}  # noqa: E731 (short)
     monkeypatch.setattr(tune, "memory_left", lambda device, most: most)
     monkeypatch.setattr(tune, "memory", larger)
     flags = "--batch 8 --epochs 1 --accumulate 2 --max-memory"
-    found = tuned(small_vlm, folder, tmp_path / "out", f"{flags} 1000GB")
+    found = tuned(small_vlm, folder, out, f"{flags} 1000GB")
     need = found["planned_gb"]
     assert need == pytest.approx(sum(found["plan"].values()))
     assert found["plan"]["large"] == pytest.approx(0.01 * 8 / 2 * found["longest"])
-    monkeypatch.setattr(tune, "load_vlm", None)
+    monkeypatch.setattr(tune, "load_vlm", None)  # before a model is loaded
     less = f"{flags} {0.9 * need}GB"
-    refused(lambda: tuned(small_vlm, folder, tmp_path / "out", less), f"needs about {need:.2f} GB", "large")
+    refused(lambda: tuned(small_vlm, folder, out, less), f"needs about {need:.2f} GB", "large")
+    refused(lambda: tuned(small_vlm, folder, out, "--preset t4"), "--method qlora needs a GPU")
+    refused(lambda: tuned(small_vlm, folder, out, "--max-tokens 5"), "no question of the train split fits")
+    written(folder, *(item(k, turns=[["<image> <image>?", "x"]]) for k in range(24)))
+    refused(lambda: tuned(small_vlm, folder, out), "more images or videos than the 1")
 
 
 def embedded(items, noise=0.0):
     """[N, 512]: the truth about every object of trajectories through a fixed random map."""
     g, facts = torch.Generator().manual_seed(1), []
     for item in items:
-        tracks = {t["object"]: t for t in item["tracks"]}
-        for name in (*item["names"], item["absent"]):
-            row, true = torch.zeros(48), tracks.get(name)
+        for true in (*item["tracks"], None):  # the absent one
+            row = torch.zeros(48)
             if true:
                 row[:32], row[32], row[33] = track.frames_of_track(true), 1, true["persistent"]
                 row[34 + [*synthetic.DIRECTIONS, "still"].index(true["direction"])] = 1
@@ -320,30 +307,22 @@ def embedded(items, noise=0.0):
     return (x + noise * torch.randn(x.shape, generator=g)).half()
 
 
-@pytest.fixture(scope="module")
-def trajectories(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("trajectories") / "data"
-    data.main(["trajectories", "--n", "40", "--out", str(folder)])
-    return folder, load_items(folder)[0]
-
-
 @pytest.fixture
-def run(trajectories, tmp_path, monkeypatch):
+def run(trajectories, trajectories_folder, tmp_path, monkeypatch):
     """tune.py words on planted embeddings; few lists, because an untrained model does not end its answers."""
 
-    def words(flags="", folder=trajectories[0], model=tmp_path / "small-words"):
+    def words(flags="", folder=trajectories_folder, model=tmp_path / "small-words"):
         line = f"words --embeddings {tmp_path}/tracks.pt --data {folder} --language {model} --epochs 1"
         return tune.main([*line.split(), "--seeds", "2", *flags.split()])
 
     random_language_model(tmp_path / "small-words", 0)
     monkeypatch.setattr(tune, "LISTS", 8)
-    planted_tracks(tmp_path / "tracks.pt", trajectories[1], embedding=embedded(trajectories[1]))
+    planted_tracks(tmp_path / "tracks.pt", trajectories, embedding=embedded(trajectories))
     return words
 
 
 def test_embeddings_of_noise_gain_nothing_over_the_majority(run, trajectories, tmp_path):
-    noise = torch.randn(embedded(trajectories[1]).shape)
-    planted_tracks(tmp_path / "tracks.pt", trajectories[1], embedding=noise)
+    planted_tracks(tmp_path / "tracks.pt", trajectories, embedding=torch.randn(embedded(trajectories).shape))
     found = run()["criteria"]["accuracy"]
     assert found["score"] <= found["baseline"] + 0.1 and found["gain_low"] <= 0
 
@@ -407,5 +386,5 @@ def test_planted_embeddings_teach_persistence_and_direction(run, tmp_path):
 def test_wrong_embeddings_models_and_data_are_refused(run, trajectories, tmp_path, refused):
     refused(lambda: run(model="tiny-dinov2"), "a language model is needed")
     refused(lambda: run(folder=written(tmp_path / "other", *map(item, range(4)))), "holds no tracks")
-    planted_tracks(tmp_path / "tracks.pt", trajectories[1][:-1])
-    refused(run, f"lacks '{trajectories[1][-1]['id']}/")
+    planted_tracks(tmp_path / "tracks.pt", trajectories[:-1])
+    refused(run, f"lacks '{trajectories[-1]['id']}/")

@@ -30,7 +30,8 @@ def world(tmp_path_factory):
 def ran(at, more):
     how = f"--model {at}/ltx --evaluator {at}/evaluator --data {at}/data --frames 5 --size 32 --steps 2"
     line = f"{more} {how}".split()
-    return line, video.main(line)
+    video.main(line)
+    return line
 
 
 @pytest.fixture(scope="module")
@@ -61,9 +62,7 @@ def drawn(continued, monkeypatch, tmp_path):
             return torch.cat([given, new(given, int(str(seed).split()[1]))], 1)[:, : shape[0]]
 
         monkeypatch.setattr(video, "generate_clips", generate_clips)
-        for name in ("draw_continuations", "draw_futures"):
-            monkeypatch.setattr(video, name, lambda *args: None)
-        return video.main(changed(continued[0], job, out=tmp_path / f"{out}.yaml", **more))
+        return video.main(changed(continued, job, out=tmp_path / f"{out}.yaml", **more))
 
     return run
 
@@ -85,12 +84,9 @@ def part(folder, name):
     return load_pt(folder / f"{name}.pt", RESULT)["generated_clips"]
 
 
-def test_measures_of_frozen_shuffled_reversed_and_lost_clips():
-    real = torch.full((6, 9, 32, 32, 3), 90).byte() + (10 * torch.arange(6)).byte().view(-1, 1, 1, 1, 1)
-    masks = torch.zeros(6, 32, 32, dtype=torch.bool)
-    masks[:, 12:20, 2:10] = True
-    for t in range(9):  # a square that moves right
-        real[:, t, 12:20, 2 + 2 * t : 10 + 2 * t] = torch.tensor([210, 30, 30], dtype=torch.uint8)
+def test_measures_of_frozen_shuffled_reversed_and_lost_clips(world):
+    items, real = (x[:6] for x in held_out(world))  # squares that move right
+    masks = torch.stack([i["mask"][0] > 0 for i in items])
     objects, look = (list(range(6)), masks, ["right"] * 6), lambda clip: clip.float()[:, ::4, ::4] / 255
     versions = real[:, :1].expand_as(real), real, motion.shuffled(real, 0)
     frozen, own, mixed = (video.measured(x, real[:, 0], look, objects) for x in versions)
@@ -175,10 +171,8 @@ def test_coherence_reports_every_conditioning_beside_the_clips_and_the_controls(
     found = load_yaml(world / "c/video-coherence.yaml", "video")
     names, criteria, table = list(video.CONDITIONINGS), found["criteria"], found["conditionings"]
     assert list(table) == [*video.NULLS, *names] and table["frozen"]["temporal_ratio"] == 0
-    holds(
-        found,
-        "temporal_consistency_frozen == 1, temporal_closeness_frozen == 0, direction_accuracy_real == 1",
-    )
+    holds(found, "temporal_consistency_frozen == 1, temporal_closeness_frozen == 0")
+    assert found["direction_accuracy_real"] == 1
     assert criteria["temporal_consistency"]["upper_bound"] == found["temporal_consistency_real"]
     assert set(criteria["temporal_closeness"]["baselines"]) == {"frozen", "shuffled", "other_clip"}
     first, adapter = found["strength"]["first"], found["strength"]["adapter"]
@@ -188,7 +182,7 @@ def test_coherence_reports_every_conditioning_beside_the_clips_and_the_controls(
 
 
 def test_cached_parts_are_reused_other_settings_anew(world, cohere, calls, tmp_path):
-    line = changed(cohere[0], out=tmp_path / "x.yaml", clips=2, conditionings="first,adapter")
+    line = changed(cohere, out=tmp_path / "x.yaml", clips=2, conditionings="first,adapter")
     result = video.main(line)
     for name in ("first-1", "adapter@0.5-0"):
         (tmp_path / "x-parts" / f"{name}.pt").unlink()
@@ -208,9 +202,9 @@ def test_bad_input_costs_one_sentence(world, cohere, continued, tmp_path, refuse
     write_items(tmp_path / "mute", mute, {"data": "synthetic", "name": "squares"})
     others = tmp_path / "others.pt"
     save_pt(others, RESULT, [f"other-{i}" for i in held["ids"]], held["meta"], embeds=held["embeds"])
-    bad = [(changed(cohere[0], adapter=others), "other clips"), (changed(continued[0], past=2), "--past 3")]
-    bad += [(changed(continued[0], horizon=16), "has 7 frames, 19 are needed")]
-    for line, words in [*bad, (changed(continued[0], "futures", data=tmp_path / "mute"), "no text")]:
+    bad = [(changed(cohere, adapter=others), "other clips"), (changed(continued, past=2), "--past 3")]
+    bad += [(changed(continued, horizon=16), "has 7 frames, 19 are needed")]
+    for line, words in [*bad, (changed(continued, "futures", data=tmp_path / "mute"), "no text")]:
         refused(lambda line=line: video.main(changed(line, out=tmp_path / "x.yaml")), words)
 
 
@@ -258,8 +252,7 @@ def test_windows_continue_from_the_last_frames_so_far(j, starts):
 
 def test_a_window_is_given_the_past_its_own_noise_and_prompt(world, continued, calls, tmp_path):
     clips = held_out(world)[1]
-    line = changed(continued[0], out=tmp_path / "x.yaml", seeds=2, continuations="past,first+text,text")
-    video.main(line)
+    video.main(changed(continued, out=tmp_path / "x.yaml", seeds=2, continuations="past,first+text,text"))
     asked = [args for args, _ in calls]
     shown = [args[4][0][1] if args[4] else None for args in asked]
     assert len(asked) == 2 * (2 + 1 + 1)  # past has 2 new frames a clip, first 4, text 5
@@ -270,12 +263,11 @@ def test_a_window_is_given_the_past_its_own_noise_and_prompt(world, continued, c
 
 
 def test_no_frame_of_the_future_and_no_other_clip_reaches_a_continuation(world, continued, tmp_path):
-    items, index = load_items(world / "data")
+    items = load_items(world / "data")[0]
     for i in items:
-        if split_of(i["source"]) == "test":
-            i["frames"] = torch.cat([i["frames"][:3], 255 - i["frames"][3:].flip(0)])
-    write_items(tmp_path / "data", items, {"data": "synthetic", "name": index["name"]})
-    line = changed(continued[0], continuations="past,text")
+        i["frames"] = torch.cat([i["frames"][:3], 255 - i["frames"][3:].flip(0)])
+    write_items(tmp_path / "data", items, {"data": "synthetic", "name": "squares"})
+    line = changed(continued, continuations="past,text")
     video.main(changed(line, out=tmp_path / "x.yaml", data=tmp_path / "data"))
     video.main(changed(line, out=tmp_path / "y.yaml", batch=1, clips=2))
     for name in ("vae", "past-0", "text-0"):
@@ -333,10 +325,8 @@ def test_the_cycle_picks_the_true_candidate(world, drawn, tmp_path, monkeypatch,
     assert found["truth_preferred_by"]["cycle"]["share"] == 3.5 / 4  # one candidate is the truth
     assert (found["shown"], found["horizon"], found["shown_backwards"]) == (past, horizon, back)
     assert all(torch.equal(x, clips[:, :past]) for x in ends)
-    holds(
-        found["pickers"],
-        "cycle.l1 == 0, cycle.l1_oracle_share == 1, one.l1_oracle_share == 0, worst.l1 > 0.1",
-    )
+    holds(found["pickers"], "cycle.l1 == 0, cycle.l1_oracle_share == 1")
+    holds(found["pickers"], "one.l1_oracle_share == 0, worst.l1 > 0.1")
     oracle = [c["oracle"]["l1"] for c in found["curve"].values()]
     assert oracle == sorted(oracle, reverse=True) and list(found["curve"]) == [1, 2, 4]
     saved = load_pt(tmp_path / "x.pt", RESULT)
@@ -354,7 +344,7 @@ def test_equal_candidates_leave_no_choice(world, drawn, monkeypatch):
 
 
 def test_the_first_candidate_is_that_of_continue(world, continued, calls, tmp_path, monkeypatch):
-    line = changed(continued[0], "futures", out=tmp_path / "f.yaml", candidates=6, clips=3)
+    line = changed(continued, "futures", out=tmp_path / "f.yaml", candidates=6, clips=3)
     found = video.main(line)
     assert len(calls) == 13  # 6, and 7 reversed, with one noise and the empty prompt
     for args, more in calls[6:]:
