@@ -176,9 +176,8 @@ def test_shuffled_masks_with_the_true_threshold_are_not_called_a_leak():
     assert baselines["shuffled"] > max(baselines["position_only"], baselines["all_foreground"]) + 0.1
 
 
-@pytest.fixture
-def clips(tmp_path):
-    """A folder with clips, also frozen ones, and the code [N, 8] of their directions."""
+def test_direction_is_read_where_it_is_planted_and_frozen_features_are_joined_by_id(tmp_path, refused):
+    folder = tmp_path
     truth = torch.randint(8, (N,), generator=generator())
     item = {"width": 8, "height": 8, "frames": torch.zeros(3, 8, 8, 3, dtype=torch.uint8)}
     item |= {"boxes": torch.zeros(3, 1, 4), "labels": ["box"]}
