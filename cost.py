@@ -180,7 +180,10 @@ def shapes(entry, points, size, frames=1, opened=None):
             if facts.type in LLAVA:  # cut into tiles of the tower's side
                 side = size // facts.size * (facts.size // point.pixels)
             found[name], least = (steps, side, side, point.width), min(least, side)
-    return found | ({"pixels": (steps, least, least, 3 * (size // least) ** 2)} if least < size else {})
+    if least < size:
+        together = min(frames, 8) if facts.type == "AutoencoderKLLTXVideo" else -(-frames // steps)
+        found["pixels"] = steps, least, least, 3 * together * (size // least) ** 2
+    return found
 
 
 def stored(found, reduce=0):

@@ -91,12 +91,20 @@ def directions(moments, k):
 
 
 def pixel_grid(frames, grid, first_frame):
-    """Raw pixels on a grid (t, h, w): [n,T,S,S,3] -> [n, t, h, w, p*p*3] in [0, 1], first frame of a step."""
+    """Raw pixels on a grid (t, h, w): [n,T,S,S,3] -> [n, t, h, w, m*p*p*3] in [0, 1].
+
+    A step has all its frames, m; shorter steps (an autoencoder's first) repeat their last frame.
+    """
     t, h, w = grid
-    x = frames[:, [first_frame(k) for k in range(t)]].float() / 255
+    starts = [first_frame(k) for k in range(t)]
+    ends = [*starts[1:], max(frames.shape[1], starts[-1] + 1)]
+    longest, rows = max(end - start for start, end in zip(starts, ends, strict=True)), []
+    for start, end in zip(starts, ends, strict=True):
+        rows += [min(start + i, end - 1) for i in range(longest)]
+    x = frames[:, rows].float() / 255
     n, p, q = len(x), x.shape[2] // h, x.shape[3] // w
-    cells = x[:, :, : h * p, : w * q].reshape(n, t, h, p, w, q, 3)
-    return cells.permute(0, 1, 2, 4, 3, 5, 6).reshape(n, t, h, w, -1)
+    cells = x[:, :, : h * p, : w * q].reshape(n, t, longest, h, p, w, q, 3)
+    return cells.permute(0, 1, 3, 5, 2, 4, 6, 7).reshape(n, t, h, w, -1)
 
 
 class Writer:
