@@ -10,8 +10,7 @@ from common import TRACKS, fail, load_items, load_pt
 
 # ---------------------------------------------------------------- truth beside the images
 
-# Names of the cells of a 3 x 3 grid (as place_word of synthetic.py) and of directions of motion: rows from top to
-# bottom, columns from left to right.
+# Names of the cells of a 3 x 3 grid (as place_word of synthetic.py) and of directions, from the top left, by rows.
 WORDS = {
     "place": (
         ("top left", "top", "top right"),
@@ -242,7 +241,8 @@ def parse_frames(words):
 
 
 def is_correct(answer, truth):
-    """Is an answer equal to the truth, or has its set of frames an IoU of at least 0.8 with the true one?"""
+    """Is an answer the truth, but for case and punctuation, or are its frames, by an IoU of at least 0.8?"""
+    answer, truth = (text.strip(" \n.,;:!?'\"").casefold() for text in (answer, truth))
     given, true = parse_frames(answer), parse_frames(truth)
     return answer == truth or bool(given and true) and len(given & true) >= 0.8 * len(given | true)
 

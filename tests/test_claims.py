@@ -235,6 +235,16 @@ def test_free_answers_are_compared_with_the_truth(line):
             assert answer_is_correct(kind, text, truth, "red circle") is expected, text
 
 
+def test_case_and_punctuation_of_an_answer_do_not_matter():
+    same = ("right", "Right", "right.", " RIGHT! ")
+    assert all(claims.is_correct(answer, "right") for answer in same) and not claims.is_correct(
+        "left", "right"
+    )
+    assert claims.is_correct("Frames 0 to 9.", "frames 0 to 10") and not claims.is_correct(
+        "up right", "right"
+    )
+
+
 def test_the_overlap_of_frames_is_scored():
     assert claims.frame_f1("frames 0 to 9", "frames 0 to 9") == 1
     assert claims.frame_f1("left", "frames 0 to 9") == 0
