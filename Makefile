@@ -139,7 +139,7 @@ cmd.planted-features = $(call encode,$(here),$P/planted,--points $(layers) --gri
 cmd.explain-planted.yaml = explain.py describe --model $(MODEL) --generated $P/planted --frames 16 $(to)
 cmd.verify.yaml = verify.py score --rollouts $P/planted --latents $(VERIFIERS)\
 	--futures $P/video-futures.yaml --words $P/explain-planted-actions.pt $(to)
-in.verify.yaml = $(VERIFIERS:=/index.yaml) $P/explain-planted.yaml
+in.verify.yaml = $(VERIFIERS:=/index.yaml) $P/explain-planted.yaml motion.py
 cmd.gate4.yaml = $(call evaluate,4)
 in.gate4.yaml = $P/verify.yaml
 cmd.resolution.yaml = probe.py --compare $(SIZES:%=$R@%) $(to)
@@ -173,7 +173,7 @@ stale = $(if $(command),$(if $(subst =$(command)=,,=$(if $(wildcard $@.args),$(s
 words = $(if $(filter own operations,$(key)),,$(filter-out $@ $(@D),$(command)))
 files = $(filter results/%.yaml results/%/answers.pt results/%/tracks.pt,$(words))
 folders = $(filter data/% results/%/features results/%/features-random results/%/planted,$(words))
-py = $(if $(filter $(CHEAP),$(key)),$(word 1,$(command)) $(addsuffix .py,common stats metrics motion probes media))
+py = $(if $(filter $(CHEAP),$(key)),$(word 1,$(command)) $(addsuffix .py,common stats metrics probes media))
 more = $(and $(findstring features,$(key)),$(MEMORY:%=--max-memory %))$(and $(filter gate%,$(key)),>/dev/null)
 stamped = $(foreach f,$(files),$(if $(filter %/align.yaml %-layers.yaml,$f),$(dir $f).$(notdir $f),$f))
 needs = $(in.$(key)) $(folders:=/index.yaml) $(stamped) $(py) $(stale)

@@ -252,6 +252,7 @@ class CogVLM2(nn.Module):
         self.model.layers = nn.ModuleList(Layer(c) for _ in range(c.num_hidden_layers))
         self.model.norm = RMSNorm(c.hidden_size, c.rms_norm_eps)
         self.lm_head = nn.Linear(c.hidden_size, c.vocab_size, bias=False)
+        self.expert = "vision"  # of the image's rows; "language": an ablation
 
     @classmethod
     def in_dtype(cls, config, dtype):
@@ -342,7 +343,7 @@ class CogVLM2(nn.Module):
         """Logits [n, K, vocabulary] in fp32; `logits_to_keep`: of the last rows only. cache: one dict a layer; mask: see Attention."""
         x = self.embed(input_ids, token_type_ids, pixels)
         position_ids = image_positions(token_type_ids) if position_ids is None else position_ids
-        expert = expert_rows(token_type_ids)
+        expert = expert_rows(token_type_ids) & (self.expert == "vision")
         for i, layer in enumerate(self.model.layers):
             x = layer(x, expert, position_ids, None if cache is None else cache[i], mask)
         return self.lm_head(self.model.norm(x[:, -logits_to_keep:])).float()

@@ -167,6 +167,8 @@ def open_model(job):
         if job.precision == "mixed":
             half_linears(job.model, job.weights)
             job.dtype = torch.float32
+    if args.expert:
+        job.model.expert = args.expert
     job.make_inputs, points, *more = family_of(job.model)(job.model, job.processor)
     multiple, job.first_frame = more
     whole_tokens(args.size, multiple, args.model)
@@ -325,6 +327,8 @@ def checked_entry(args):
         fail(f"--batch {args.batch} is not positive; give 1 or more")
     if args.tiles and (args.size or entry.get("type") not in TILED):
         fail(f"--tiles is for {' and '.join(TILED)} and replaces --size; give {args.model} a --size")
+    if args.expert and entry["type"] != "cogvlm2":
+        fail(f"--expert is for CogVLM2, and {args.model} has no experts; leave it out")
     if args.points_of:
         named = ",".join(load_yaml(file)["points"] for file in args.points_of).split(",")
         args.points = ",".join(dict.fromkeys(point for point in named if point != "pixels"))
@@ -339,7 +343,9 @@ def plan_of(args, entry, items, data, dtype):
     plan["random_seed"] = args.seed if args.random_init else None
     plan["dtype"] = "mixed" if args.dtype == "mixed" else str(dtype).removeprefix("torch.")
     plan["items"] = same_items(items, data)
-    plan |= {key: getattr(args, key) for key in ("size", "batch", "points", "grids", "reduce", "store")}
+    plan |= {
+        key: getattr(args, key) for key in ("size", "batch", "points", "grids", "reduce", "store", "expert")
+    }
     if frame_methods(args, items):
         plan["frames"] = [args.frames, args.count, args.largest_gap, args.seed]
     if args.questions:
@@ -367,6 +373,7 @@ def new_job(args):
     # a clip that repeats one frame is one frame to a model that sees frames one by one
     job.still = alone and length > 1 and "freeze" in data
     job.facts = {"model": entry["name"], "kind": entry["kind"], "weights": job.plan["weights"]}
+    job.facts |= {"expert": args.expert} if args.expert else {}
     job.reduce, job.maps, job.again = args.reduce, {}, None
     return job
 
@@ -530,13 +537,12 @@ def get_args(argv):
     add("--reduce", type=int, default=0, metavar="K", help="store wider tokens as K numbers (0: as they are)")
     add("--store", choices=("fp16", "fp32"), default="fp16", help="fp16 becomes fp32 where values overflow")
     add(
-        "--dtype",
-        choices=DTYPES,
-        help="of computing; mixed: fp16 matrices in an fp32 stream (default: by device)",
+        "--dtype", choices=DTYPES, help="of computing; mixed: fp16 matrices, fp32 stream (default: by device)"
     )
     add("--size", type=int, help="image side in pixels (default: the registry's, for images or clips)")
     add("--tiles", choices=("base", "all"), help="LLaVA-NeXT, -OneVision: one tile, or 2 x 2 tiles")
     add("--batch", type=int, default=8, help="items in a micro-batch")
+    add("--expert", choices=("vision", "language"), help="CogVLM2: the expert of the image's rows (vision)")
     add("--random-init", action="store_true", help="untrained weights: a baseline")
     add("--revision", help="branch, tag or commit of a hub repository")
     add("--stream", action="store_true", help="all items through one layer before the next is read")
@@ -544,13 +550,7 @@ def get_args(argv):
     add("--questions", help="text file, one a line: adds question.<i>, layer i at its last token")
     add("--frames", choices=CHOICES, help="how frames of a clip are chosen (default: all frames)")
     add("--count", type=int, default=8, help="with --frames: number of frames")
-    add(
-        "--single-frames",
-        type=int,
-        default=0,
-        metavar="N",
-        help="at most N frames for models of single images",
-    )
+    add("--single-frames", type=int, default=0, metavar="N", help="most frames for models of single images")
     add("--largest-gap", type=int, help="with motion or uniform: largest distance of two frames")
     add("--overwrite", action="store_true", help="delete features in --out that have other settings")
     add("--shard", help="i/n: only every n-th shard, starting with the i-th (0-based)")

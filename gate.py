@@ -11,11 +11,9 @@
 Reads the YAML of the stages. Writes gate<N>.yaml, and gate1.png: originals, reconstructions, true and decoded
 boxes. A criterion is
 
-    PASS           if its interval clears the threshold, and that of the gain over the best baseline the margin
+    PASS           if its interval clears the threshold, and that of the gain over the best baseline its margin
     FAIL           if one of these intervals is wholly on the wrong side
     INCONCLUSIVE   otherwise, with the number of items that would decide; also if a control leaks
-
-The margin is a tenth of the headroom above the best baseline, unless the criterion states another.
 
 `plain_pass` compares the score alone. `--set bbox_iou=0.5` overrides a threshold and is recorded.
 
@@ -152,11 +150,8 @@ def margin_of(record):
 
 
 def evaluate(record, threshold, better="higher", margin=None):
-    """{answer, plain_pass, reason, n_needed} of a record (score, low, high, gain, ..., n).
-
-    margin: of the gain over the best baseline (default: a tenth of the headroom). An interval that shrinks
-    around its centre can only turn INCONCLUSIVE into another answer.
-    """
+    """{answer, plain_pass, reason, n_needed} of a record (score, low, high, gain, ..., n). margin: of the gain.
+    An interval that shrinks around its centre only turns INCONCLUSIVE into another answer."""
     sign = 1 if better == "higher" else -1
     numbers = ("score", "low", "high", "gain_low", "gain_high", "baseline", "upper_bound")
     if not all(math.isfinite(record[k]) for k in numbers):
@@ -357,25 +352,16 @@ def gate1(args, thresholds):
     }
     if probe["model"] == REFERENCE:
         times["inference_ratio"] = (1.0, "the reference itself")
-    criteria = {
-        "probe": probe["criteria"],
-        "align": align["criteria"],
-        "adapt": adapt["criteria"],
-        "motion": motion["criteria"] if motion else {},
-        "time": times,
-    }
-    judged = {
-        name: judged_row(criteria[rule["from"]], name, rule, thresholds[name], args.changed)
-        for name, rule in GATE1.items()
-    }
-    encoder = {}
+    criteria = {"motion": motion["criteria"] if motion else {}, "time": times}
+    criteria |= {"probe": probe["criteria"], "align": align["criteria"], "adapt": adapt["criteria"]}
+    judged, encoder = {}, {}
+    for name, rule in GATE1.items():
+        judged[name] = judged_row(criteria[rule["from"]], name, rule, thresholds[name], args.changed)
     if encoder_probe:
         rows = encoder_probe["criteria"]
         encoder = {k: evaluate(rows[name], thresholds[k]) for k, name in SPATIAL.items()}
-    result = gate_head(1, *decide(judged, encoder), probe, judged) | {
-        "decoder": adapt["decoder"],
-        "decoder_weights": adapt["decoder_weights"],
-    }
+    result = gate_head(1, *decide(judged, encoder), probe, judged)
+    result |= {key: adapt[key] for key in ("decoder", "decoder_weights")}
     result |= {name: row["score"] for name, row in judged.items()}
     result |= {"plain_verdict": plain_verdict(judged), "overridden": args.changed, "criteria": judged}
     result |= {key: probe[key] for key in ("places",) if key in probe}

@@ -1,5 +1,6 @@
 """The CogVLM2 port computes what the original does, at every point, and has exactly the published weights."""
 
+import copy
 import json
 
 import pytest
@@ -77,6 +78,22 @@ def test_positions_and_experts_follow_the_image(small):
     types = small.inputs(torch.zeros(1, 3, 56, 56), [5, 6])["token_type_ids"]
     assert cogvlm2.image_positions(types).tolist() == [[0, 1, 2, 2, 2, 2, 3, 4, 5]]
     assert cogvlm2.expert_rows(types).int().tolist() == [[0, 1, 1, 1, 1, 1, 0, 0, 0]]
+
+
+@torch.inference_mode()
+def test_the_images_rows_go_through_the_language_expert_where_asked(small):
+    given, same = small.inputs(torch.randn(1, 3, 56, 56), [5, 6]), copy.deepcopy(small)
+    state = same.state_dict()
+    for name in [name for name in state if "language_expert" in name or "language_mlp" in name]:
+        state[name.replace("language", "vision")] = state[name]
+        bias = name.replace("language", "vision").replace("weight", "bias")
+        if bias in state:
+            state[bias] = torch.zeros_like(state[bias])
+    same.load_state_dict(state)
+    other = copy.deepcopy(small)
+    other.expert = "language"
+    torch.testing.assert_close(other(**given), same(**given))
+    assert (other(**given) - small(**given)).abs().max() > 0.1
 
 
 def test_a_rows_end_is_kept_while_others_go_on(small, monkeypatch):
