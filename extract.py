@@ -331,7 +331,7 @@ def checked_entry(args):
         fail(f"--expert is for CogVLM2, and {args.model} has no experts; leave it out")
     if args.points_of:
         named = ",".join(load_yaml(file)["points"] for file in args.points_of).split(",")
-        args.points = ",".join(dict.fromkeys(point for point in named if point != "pixels"))
+        args.points = ",".join(dict.fromkeys(point for point in named if point not in ("", "pixels")))
     args.points = resolve_aliases(args.points, entry)
     return entry
 

@@ -572,7 +572,7 @@ def load_inputs(args):
         fail(f"{args.features} has no point {unknown[0]!r}; its points are {', '.join(index['points'])}")
     if args.frozen and "direction" not in items[0]:
         fail(f"--frozen is for clips, but {index['data_path']} has no directions; leave it out")
-    if not {"direction", "boxes"} & set(items[0]):
+    if not {"direction", "boxes"} & set(items[0]) and not args.choose:  # align.py needs no truth
         fail(f"{index['data_path']} has neither boxes nor directions; probe.py needs one of them")
     return read, items, data, common.split_indices(items, args.features), points
 
@@ -599,8 +599,12 @@ def main(argv=None):
         result = compare(args.compare, args.seed)
         return finish(result | {"run": common.run_info(args, started, script="probe.py")}, out)
     read, items, data, split, points = load_inputs(args)
-    start = on_clips if "direction" in items[0] else on_images
-    chosen, probe = start(args, items, split, read, points)
+    if "direction" in items[0]:
+        chosen, probe = on_clips(args, items, split, read, points)
+    elif "boxes" in items[0]:
+        chosen, probe = on_images(args, items, split, read, points)
+    else:
+        chosen, probe = {}, None
     if args.choose:
         found = {"stage": "probe", "points": ",".join(points_of(chosen, points)), "layers": chosen}
         return finish(found, out)

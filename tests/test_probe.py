@@ -284,6 +284,16 @@ def test_results_are_compared_item_by_item(tmp_path, refused):
     refused(lambda: probe.main(["--compare", low, same]), "test items")
 
 
+def test_images_without_truth_have_no_layer_to_choose_and_nothing_to_probe(tmp_path, refused):
+    item = {"width": 32, "height": 32}
+    rows = zip(IDS, FRAMES, strict=True)
+    items = [item | {"id": i, "source": i, "frames": f} for i, f in rows]
+    write_items(tmp_path / "data", items, {"data": "synthetic", "name": "scenes"})
+    refused(lambda: run(tmp_path, {"noise": noise(1)}), "neither boxes nor directions")
+    choice = run(tmp_path, {"noise": noise(1)}, flags=("--choose", str(tmp_path / "choice.yaml")))
+    assert choice == {"stage": "probe", "points": "", "layers": {}}
+
+
 @pytest.mark.parametrize("flags", WRONG)
 def test_input_that_cannot_be_probed_is_refused(planted, monkeypatch, refused, flags):
     more, words = WRONG[flags]
