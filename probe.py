@@ -109,9 +109,8 @@ def images_of(items, split, seed):
     frames = torch.cat([frames_of(item, side) for item in items])
     permuted, train = torch.arange(len(items)), split["train"]
     permuted[train] = train[torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))]
-    return Images(
-        items, split, seed, largest, boxes, classes, foreground(items, metrics.MASK), frames, permuted
-    )
+    masks = foreground(items, metrics.MASK)
+    return Images(items, split, seed, largest, boxes, classes, masks, frames, permuted)
 
 
 def grids_of(read, point, n):
@@ -175,8 +174,9 @@ def box_record(layers, untrained, layer, images):
 
 
 def mask_record(layers, untrained, layer, x, images):
-    """The record of spatial_iou at a layer with tokens x. Shuffled labels may beat the other baselines without
-    a leak: their threshold is chosen on true masks."""
+    """The record of spatial_iou at a layer with tokens x.
+
+    Shuffled labels may beat other baselines without a leak: their threshold is chosen on true masks."""
     split, masks, test = images.split, images.masks, images.split["test"]
     soft = {"shuffled": probes.probe_cells(x, masks[images.permuted][:, None], split)[:, 0]}
     soft["position_only"] = masks[split["train"]].mean(0).expand_as(masks)
@@ -430,7 +430,7 @@ def read_results(folders):
 
 
 def compared(task, record, index, own, other, sources, seed):
-    """The columns of a task: the score, and its paired gain over scores `other` (None: the first folder's)."""
+    """The columns of a task: the score, and its paired gain over scores `other` (None for the first)."""
     _, h, w, _ = index["points"][record["layer"]]["shape"]
     row = {task: record["score"], f"{task}_grid": f"{h}x{w}"}
     row |= {f"{task}_{key}": record[key] for key in ("low", "high", "baseline", "layer")}
@@ -577,7 +577,7 @@ def load_inputs(args):
     return read, items, data, common.split_indices(items, args.features), points
 
 
-def about(read, data, items, split, oracle):
+def first_keys(read, data, items, split, oracle):
     """The first keys of probe.yaml."""
     found = {"stage": "probe"} | {key: read.index[key] for key in ("model", "weights", "data")}
     found |= {"data_name": data["name"], "items": len(items), **{k: len(v) for k, v in split.items()}}
@@ -610,7 +610,7 @@ def main(argv=None):
         return finish(found, out)
 
     criteria, tables, outputs = probe()
-    result = about(read, data, items, split, args.oracle) | headline(criteria, args.random)
+    result = first_keys(read, data, items, split, args.oracle) | headline(criteria, args.random)
     result |= {"criteria": criteria, **tables, "run": common.run_info(args, started, script="probe.py")}
     ids = [items[i]["id"] for i in split["test"]]
     save_pt(out.with_suffix(".pt"), RESULT, ids, {"stage": "probe"}, **outputs)

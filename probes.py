@@ -12,7 +12,8 @@ from common import check_choice
 
 COMPONENTS, TOKEN = 256, 128  # principal components of the flattened grid and of a token, for trained probes
 SEEDS, STEPS, HIDDEN = 5, 240, 64  # of the MLP
-DECODER = {"seeds": 3, "steps": 240, "hidden": 128, "grid": 16}  # grid: tokens a side, at most
+DECODER = {"seeds": 3, "steps": 240, "hidden": 128}
+DECODER |= {"grid": 16, "components": 128}  # tokens a side, components of their pixels, at most
 
 # ---------------------------------------------------------------- closed form
 
@@ -156,23 +157,30 @@ def train_mlp(x, largest, split, seeds=SEEDS, steps=STEPS, batch=100, seed=0, on
 
 def train_decoder(x, frames, split, seed=0, batch=16):
     """Test images uint8 [J, seeds, n_test, S, S, 3] of decoders of tokens x [J, n, K, r], K a square grid.
-    Each decodes token by token with an MLP, with squared error and early stopping."""
-    side, g = math.isqrt(x.shape[2]), torch.Generator().manual_seed(seed)
+    Each decodes token by token, with an MLP, the principal components of a cell's pixels, by squared error."""
+    side, train, g = math.isqrt(x.shape[2]), split["train"], torch.Generator().manual_seed(seed)
     cells = cells_of(frames.permute(0, 3, 1, 2).float() / 255, side, side)  # [n, K, c]
-    mean, widths = cells[split["train"]].mean((0, 1)), (x.shape[3], DECODER["hidden"], cells.shape[-1])
+    mean, size = cells[train].mean((0, 1)), cells.shape[-1] ** 0.5
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        most = min(DECODER["components"], cells.shape[-1])
+        basis = torch.svd_lowrank((cells[train] - mean).flatten(0, 1), most)[2]  # [c, most]
+    target = (cells - mean) @ basis / size  # its squared error is that of a pixel
+    del cells
+    widths = x.shape[3], DECODER["hidden"], most
     # the start is close to the mean image
     weights = start_of_mlps(len(x), DECODER["seeds"], widths, 0.05, g)
 
     def decode(items):
-        return run_mlps(x[:, items].flatten(1, 2), weights).unflatten(2, (-1, side**2)) + mean
+        return run_mlps(x[:, items].flatten(1, 2), weights).unflatten(2, (-1, side**2))
 
     def loss_of(items):
-        return (decode(items) - cells[items]).square().mean((2, 3, 4))
+        return (decode(items) - target[items]).square().sum(-1).mean((2, 3))
 
     fit(weights, loss_of, split, DECODER["steps"], 4e-3, batch, g)
-    images = metrics.from_cells(decode(split["test"]).flatten(0, 2), side, side, 3, frames.shape[1])
-    images = images.clamp(0, 1).mul(255).round().byte().permute(0, 2, 3, 1)
-    return images.unflatten(0, (len(x), DECODER["seeds"], -1))
+    images = (decode(split["test"]) * size @ basis.T + mean).flatten(0, 2)
+    images = metrics.from_cells(images, side, side, 3, frames.shape[1]).clamp(0, 1).mul(255).round().byte()
+    return images.permute(0, 2, 3, 1).unflatten(0, (len(x), DECODER["seeds"], -1))
 
 
 def decode_images(jobs, frames, split, seed=0):
