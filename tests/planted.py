@@ -187,15 +187,15 @@ def measure_alignment(pool, kind, n, g, noise=0.0):
     target, items = pool.codes["latents"][pick][:, None], [{"source": str(i)} for i in range(len(pick))]
 
     def layers(tokens, n_perm=ARGUMENTS.permutations):
-        found = align.read_layers({"own": tokens[:, None]}, target, items, split, n_perm=n_perm)
-        return align.score_layers(*found, items, split, n_perm)
+        return align.measure_layers({"own": tokens[:, None]}, target, items, split, n_perm)
 
     found, random = layers(x), layers(baseline) if kind == "random_network" else {}
-    records = {m: align.record(found, random, None, m, 1) for m in align.MEASURES}
+    records = {m: align.record(column, random.get(m)) for m, column in found.items()}
     truth = {}
     if kind not in NULLS:
-        rest, fit = split["rest"], align.token_r2(*(z.flatten(1, -2) for z in (x, target)), split)
-        truth["linear_r2"] = align.r2_of(fit, rest)
+        rest, source = split["rest"], torch.arange(len(pick))
+        fit = align.token_r2(x[:, None], target, split | {"test": rest}, source)
+        truth = {"linear_r2": fit["values"].mean().item()}
         spaces = [[align.space_of(z[rest])] for z in (x, target)]
         truth |= {m: align.pairs(*spaces, m).item() for m in ("cka", "spearman")}
     return {m: (r, {"score": truth[m], "baseline": 0.0} if m in truth else None) for m, r in records.items()}
