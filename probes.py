@@ -157,7 +157,7 @@ def train_mlp(x, largest, split, seeds=SEEDS, steps=STEPS, batch=100, seed=0, on
 
 def train_decoder(x, frames, split, seed=0, batch=16):
     """Test images uint8 [J, seeds, n_test, S, S, 3] of decoders of tokens x [J, n, K, r], K a square grid.
-    Each decodes token by token, with an MLP, the principal components of a cell's pixels, by squared error."""
+    Each decodes token by token, by an MLP, principal components of a cell's pixels, by squared error."""
     side, train, g = math.isqrt(x.shape[2]), split["train"], torch.Generator().manual_seed(seed)
     cells = cells_of(frames.permute(0, 3, 1, 2).float() / 255, side, side)  # [n, K, c]
     mean, size = cells[train].mean((0, 1)), cells.shape[-1] ** 0.5
