@@ -758,7 +758,7 @@ def run_latents(w, started):
         "parameters": table[adapter]["parameters"],
         **headline(criteria, w.lpips_name),
         "evaluator_spatial_iou_originals": scores["recon_spatial_iou"]["originals"].mean(),
-        "evaluator_map50_originals": runs["originals"]["ap"].mean(),
+        "evaluator_map50_originals": runs["originals"].mean(),
         "criteria": criteria,
         "adapters": table,
     }

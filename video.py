@@ -241,7 +241,7 @@ def continuation_table(generated_clips, items, clips, past, look, seed):
         direction_correct[n] = {h: torch.stack([f[h] for f in found]) for h in horizons}
         errors[n] = errors_by_draw(x, truth, last)
     measures["shuffled"] = {"motion_energy": motion_energy(shuffled(truth, seed))[None]}
-    tables = scored(errors, measures, direction_correct, sources, moving_sources)
+    tables = scored(errors, measures, direction_correct, sources, moving_sources, seed)
     energy = {n: x["motion_energy"].mean() for n, x in measures.items()}
     for n, row in tables["continuations"].items():
         row["static"] = bool(energy[n] < STATIC * energy["vae"])
