@@ -292,13 +292,7 @@ def round_trip(vae, frames, latents):
 # ---------------------------------------------------------------- scores of decoded images
 
 
-def shrink(x, side=6):
-    """Tokens [n, h, w, D] pooled to at most 6 x 6 places and flattened, for a set probe."""
-    grid = min(x.shape[1], side), min(x.shape[2], side)
-    return F.adaptive_avg_pool2d(x.permute(0, 3, 1, 2), grid).permute(0, 2, 3, 1).flatten(1, 2)
-
-
-def evaluator_scores(tokens, rows, items, split, epochs, seed):
+def evaluator_scores(tokens, rows, items, split, steps, seed):
     """({name: spatial IoU [S, n_test]}, {name: mAP [S, sources]}) of decoded images. tokens of the evaluator: {name:
     [S*n_test, h, w, D]}, of `originals` all items. Probes are fitted on the originals' train and val items.
     """
@@ -327,13 +321,13 @@ def evaluator_scores(tokens, rows, items, split, epochs, seed):
 
     _, truth, classes = box_truth(items)
     sources = [items[i]["source"] for i in test]
-    x, grid, fitted = shrink(tokens["originals"]), (min(h, 6), min(w, 6)), (split["train"], split["val"])
-    predict = train_set_probe(x, grid, truth, len(classes), *fitted, 1, epochs=epochs, seed=seed)
+    jobs, fitted = [(tokens["originals"], truth, False)], (split["train"], split["val"])
+    predict = train_set_probe(jobs, len(classes), *fitted, seeds=1, steps=steps, seed=seed)
     test_truth, all_test = [truth[i] for i in test], torch.arange(len(test))
-    runs = {"originals": ap_runs(predict, x, truth, test, sources=sources)}
+    runs = {"originals": ap_runs(predict, truth, test, sources)}
     for k in names:
-        parts = shrink(tokens[k]).unflatten(0, (-1, len(test)))
-        each = [ap_runs(predict, part, test_truth, all_test, sources=sources) for part in parts]
+        parts = tokens[k].unflatten(0, (-1, len(test)))
+        each = [ap_runs(predict, test_truth, all_test, sources, tokens=part) for part in parts]
         runs[k] = torch.cat(each)
     return iou, runs
 
@@ -772,7 +766,7 @@ def score_decoded(w, rows):
     tokens = {}
     for k, images in tqdm((rows | {"originals": w.originals}).items(), desc="evaluator", unit="set"):
         tokens[k] = evaluator_tokens(evaluator, processor, w.evaluator_entry["size"], images, w.device)
-    return evaluator_scores(tokens, rows, w.items, w.split, 30, w.seed)
+    return evaluator_scores(tokens, rows, w.items, w.split, 600, w.seed)
 
 
 # ---------------------------------------------------------------- is a small adapter as good as a large one?
@@ -1037,9 +1031,9 @@ def detections(w, trained, arms, names):
         with torch.inference_mode():
             parts = torch.arange(len(w.items)).split(64)
             x = torch.cat([tokens(*inputs(part)).cpu() for part in parts])
-        grid, fitted = (min(x.shape[1], 6), min(x.shape[2], 6)), (w.split["train"], w.split["val"])
-        predict = train_set_probe(shrink(x).clone(), grid, truth, len(classes), *fitted, seed=w.seed)
-        out[name] = ap_runs(predict, shrink(x), truth, w.split["test"], sources=w.sources)
+        fitted = w.split["train"], w.split["val"]
+        predict = train_set_probe([(x.clone(), truth, False)], len(classes), *fitted, seed=w.seed)
+        out[name] = ap_runs(predict, truth, w.split["test"], w.sources)
     return out
 
 

@@ -222,24 +222,26 @@ def detection_record(chosen, tokens, images):
     grids = tokens(first, ("trained", "pixels", "random_init"))
     grids = {first: grids.pop("trained"), **grids}
     grids |= {p: tokens(p, ("trained",))["trained"] for p in ranked[1:]}
-    found = {name: probes.token_components(x, split["train"], 6) for name, x in grids.items()}
-    x, grid = found[first]
-    found["position_only"] = x[split["train"]].mean(0).expand_as(x), grid
-    jobs = {name: (*pair, truth, False) for name, pair in found.items()}
-    jobs["softplus"] = x, grid, truth, True
-    jobs["shuffled"] = x, grid, [truth[i] for i in images.permuted], False
+    found = {name: metrics.principal_tokens(x, split["train"]) for name, x in grids.items()}
+    x, classes, sources = found[first], len(images.classes), [images.sources[i] for i in split["test"]]
+    found["position_only"] = x[split["train"]].float().mean(0).half().expand_as(x)
+    found["oracle"] = metrics.oracle_tokens(truth, classes, x.shape[1:3])
+    jobs = {name: (tokens, truth, False) for name, tokens in found.items()}
+    jobs["softplus"] = x, truth, True
+    jobs["shuffled"] = x, [truth[i] for i in images.permuted], False
+    parts = split["train"], split["val"]
+    predict = metrics.train_set_probe(list(jobs.values()), classes, *parts, seed=images.seed)
     runs = {}
-    for name, (x, grid, labels, softplus) in jobs.items():
-        parts = split["train"], split["val"], 5
-        predict = metrics.train_set_probe(
-            x, grid, labels, len(images.classes), *parts, seed=images.seed, softplus=(softplus,)
-        )
-        runs[name] = {part: metrics.ap_runs(predict, x, truth, split[part]) for part in ("val", "test")}
-    best = max([*ranked, "softplus"], key=lambda name: runs[name]["val"].mean())
+    for part, groups in (("val", [0] * len(split["val"])), ("test", sources)):  # val: the mean alone
+        every = metrics.ap_runs(predict, truth, split[part], groups).unflatten(0, (len(jobs), -1))
+        runs[part] = dict(zip(jobs, every, strict=True))
+    best = max([*ranked, "softplus"], key=lambda name: runs["val"][name].mean())
     names = ("shuffled", "pixels", "random_init", "position_only")
-    baselines = {name: runs[name]["test"] for name in names if name in runs}
-    scores = runs[best]["test"]
-    return stats.criterion(scores, baselines, range(scores.shape[1]), blind="position_only", layer=first)
+    baselines = {name: runs["test"][name] for name in names if name in jobs}
+    scores, upper_bound = runs["test"][best], runs["test"]["oracle"].mean().item()
+    about = {"layer": first if best == "softplus" else best, "upper_bound_is": "the same probe on true boxes"}
+    columns = range(scores.shape[1])
+    return stats.criterion(scores, baselines, columns, upper_bound, blind="position_only", **about)
 
 
 def places_of(layers, val, test):

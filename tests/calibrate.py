@@ -27,6 +27,7 @@ from planted import LEAKS, generator, planted_scores
 import common
 import gate
 import metrics
+import stats
 
 SIZES = (100, 500)  # test items of a planted set
 COUNTS = (50, 100, 200, 500, 1000)  # items of planted scores
@@ -217,16 +218,15 @@ def map_rules(share, seed):
     rows = []
     for label, per_source in SOURCES.items():
         truth, runs = planted.detections(6000, per_source, np.random.default_rng([seed, 7, per_source]))
-        true = float(np.mean([metrics.coco_ap50(truth, run, n_boot=0)[0] for run in runs]))
+        one = [0] * len(truth)
+        true = float(np.mean([metrics.coco_ap50(truth, run, one)[0] for run in runs]))
         sizes = [(n, k) for n, count in ((100, 60), (500, 20)) for k in range(max(round(count * share), 1))]
         for n, k in progress(sizes, desc=f"detections, {label}", unit="set"):
             rng = np.random.default_rng([seed, 8, per_source, n, k])
             truth, runs = planted.detections(n, per_source, rng)
             sources = [i // per_source for i in range(n)]
-            found = [metrics.coco_ap50(truth, run, 100, sources=sources) for run in runs]
-            own = {"ap": torch.tensor([r[0] for r in found]), "draws": torch.tensor([r[3] for r in found])}
-            zero = {"constant": {"ap": torch.zeros(2), "draws": torch.zeros(2, 100)}}
-            record = metrics.ap_criterion(own, zero, sources)
+            own = torch.stack([metrics.coco_ap50(truth, run, sources)[1] for run in runs])
+            record = stats.criterion(own, {"constant": 0 * own}, range(own.shape[1]))
             row = {"n": n, "sources": label, "pass_is_false": True, "fail_is_false": True}
             rows.append(row | {"answer": gate.evaluate(record, true)["answer"]})
     return rows

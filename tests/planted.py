@@ -231,30 +231,29 @@ def measure_motion(pool, kind, n, g, noise=0.0):
 
 
 def measure_detection(pool, kind, n, g, noise=0.0):
-    """The set probe and its baselines, with two seeds of 20 epochs; probe.py trains five of 40."""
+    """The set probe and its baselines, with two seeds of 400 steps; probe.py trains five of 800."""
     pick, split = pool.draw(n, g, 0 if kind in NULLS else 500, SET_TRAIN)
-    x, baseline = (z.flatten(1, 2) for z in features(kind, pool.codes["map50"], pool, pick, g, noise))
+    x, baseline = features(kind, pool.codes["map50"], pool, pick, g, noise)
     truth = [pool.truth[i] for i in pick]
     permuted = torch.randperm(SET_TRAIN, generator=g).tolist() + list(range(SET_TRAIN, len(pick)))
     jobs = {
-        "own": (x, truth),
-        "position_only": (x[split["train"]].mean(0).expand_as(x), truth),
-        "shuffled": (x, [truth[i] for i in permuted]),
-        "random_init": (baseline, truth),
+        "own": (x, truth, False),
+        "position_only": (x[split["train"]].mean(0).expand_as(x), truth, False),
+        "shuffled": (x, [truth[i] for i in permuted], False),
+        "random_init": (baseline, truth, False),
     }
     seed = int(torch.randint(2**31, (1,), generator=g))
-    fit = functools.partial(metrics.train_set_probe, epochs=20, seed=seed)
-    parts = len(pool.names), split["train"], split["val"], 2
-    predict = {name: fit(tokens, (SIDE, SIDE), labels, *parts) for name, (tokens, labels) in jobs.items()}
+    parts = len(pool.names), split["train"], split["val"]
+    predict = metrics.train_set_probe(list(jobs.values()), *parts, seeds=2, steps=400, seed=seed)
 
     def measure(s, sources):
-        draws = 100 if s is split else 0
-        runs = {k: metrics.ap_runs(predict[k], z, truth, s["test"], draws) for k, (z, _) in jobs.items()}
+        groups = sources if s is split else [0] * len(s["test"])  # of the rest the mean alone
+        runs = metrics.ap_runs(predict, truth, s["test"], groups).unflatten(0, (len(jobs), 2))
+        runs = dict(zip(jobs, runs, strict=True))
         own = runs.pop("own")
         if s is split:
-            return metrics.ap_criterion(own, runs, sources, blind="position_only")
-        best = max(r["ap"].mean().item() for r in runs.values())
-        return {"score": own["ap"].mean().item(), "baseline": best}
+            return stats.criterion(own, runs, range(own.shape[1]), blind="position_only")
+        return {"score": own.mean().item(), "baseline": max(r.mean().item() for r in runs.values())}
 
     return {"map50": on_parts(split, measure, kind)}
 
