@@ -20,7 +20,7 @@ A killed run continues where it stopped. Scores of the decoded test images:
 
 Upper bound: the VAE's reconstruction. Baselines: the mean image, another item's image. Control: features of the untrained network.
 
-Copy with it: claims.py, cogvlm2.py, common.py, media.py, metrics.py, models.py, untrained.py, stats.py,
+Needs claims.py, cogvlm2.py, common.py, media.py, metrics.py, models.py, probes.py, untrained.py, stats.py,
 training.py.
 """
 
@@ -59,7 +59,6 @@ from common import (
 from media import foreground, frames_of
 from metrics import (
     MASK,
-    ap_runs,
     box_truth,
     edge_f1,
     evaluator_tokens,
@@ -69,7 +68,6 @@ from metrics import (
     mask_scores,
     ssim,
     to_cells,
-    train_set_probe,
 )
 from models import (
     DECODE_STEP,
@@ -86,6 +84,7 @@ from models import (
     model_of,
     qwen_inputs,
 )
+from probes import ap_runs, train_set_probe
 from stats import clusters, criterion, holm, mean_interval, paired_test, resampled, token_ridge, widened
 from training import (
     Tuned,
@@ -293,7 +292,7 @@ def round_trip(vae, frames, latents):
 
 
 def evaluator_scores(tokens, rows, items, split, steps, seed):
-    """({name: spatial IoU [S, n_test]}, {name: mAP [S, sources]}) of decoded images. tokens of the evaluator: {name:
+    """({name: spatial IoU [S, n_test]}, {name: mAP [S, sources]}) of decoded images. Evaluator tokens: {name:
     [S*n_test, h, w, D]}, of `originals` all items. Probes are fitted on the originals' train and val items.
     """
     test, n = split["test"], len(items)

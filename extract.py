@@ -329,10 +329,8 @@ def checked_entry(args):
         fail(f"--tiles is for {' and '.join(TILED)} and replaces --size; give {args.model} a --size")
     if args.expert and entry["type"] != "cogvlm2":
         fail(f"--expert is for CogVLM2, and {args.model} has no experts; leave it out")
-    if args.points_of:
-        named = ",".join(load_yaml(file)["points"] for file in args.points_of).split(",")
-        args.points = ",".join(dict.fromkeys(point for point in named if point not in ("", "pixels")))
-    args.points = resolve_aliases(args.points, entry)
+    named = ",".join(load_yaml(file)["points"] for file in args.points_of).strip(",")
+    args.points = resolve_aliases(named or args.points, entry)
     return entry
 
 

@@ -11,7 +11,7 @@
 Reads the YAML of the stages. Writes gate<N>.yaml, and gate1.png: originals, reconstructions, true and decoded
 boxes. A criterion is
 
-    PASS           if its interval clears the threshold, and that of the gain over the best baseline its margin
+    PASS           if its interval clears the threshold and its gain over the best baseline clears the margin
     FAIL           if one of these intervals is wholly on the wrong side
     INCONCLUSIVE   otherwise, with the number of items that would decide; also if a control leaks
 
@@ -150,7 +150,7 @@ def margin_of(record):
 
 
 def evaluate(record, threshold, better="higher", margin=None):
-    """{answer, plain_pass, reason, n_needed} of a record (score, low, high, gain, ..., n). margin: of the gain.
+    """{answer, plain_pass, reason, n_needed} of a record (score, low, high, gain, ...). margin: of the gain.
     An interval that shrinks around its centre only turns INCONCLUSIVE into another answer."""
     sign = 1 if better == "higher" else -1
     numbers = ("score", "low", "high", "gain_low", "gain_high", "baseline", "upper_bound")

@@ -5,7 +5,7 @@
     python probe.py --compare results/tiny/shapes@64 results/tiny/shapes@96 --out results/compare.yaml
 
 Reads features (extract.py) and ground truth (data.py). Writes probe.yaml, probe.png, and probe.pt with
-predictions and scores of test items at the chosen layers; --compare pairs such results item by item.
+predictions and scores of test items. --compare pairs such results item by item.
 Images with boxes:
     bbox_iou            closed-form ridge from the flattened token grid to the largest box
     mlp                 the same box by an MLP of one hidden layer on principal components, five seeds
@@ -20,9 +20,8 @@ Moving clips:
 Layers without a token grid are probed for motion only. The layer is chosen on val and scored on test.
 --choose writes the chosen layers (`points`) and stops; --random is read there alone. Baselines on the same
 items: constants, shuffled labels, another item's features, raw pixels, the untrained network. `leak`: a
-control that scores too well. `band`: the plan's target, acceptable and fail. `places`: the best layer on val
-in the tower, at the projector, in the language model. Needs common.py, media.py, metrics.py, probes.py,
-stats.py.
+control that scores too well. `band`: the plan's target, acceptable and fail. `places`: the best layers of the
+tower, the projector, the language model. Needs common.py, media.py, metrics.py, probes.py, stats.py.
 """
 
 import dataclasses
@@ -65,12 +64,10 @@ def get_args(argv):
     add("--random", help="features of the untrained network at the chosen layers (--random-init), a baseline")
     add("--choose", metavar="FILE", help="write the layers that are best on val to this YAML, and stop")
     add("--oracle", help="features of the decoder's autoencoder (tiny-vae), upper bound of decoder_*")
-    help_frozen = "features of the same clips, frozen (data.py moving --freeze): baselines and a control"
-    add("--frozen", nargs="+", default=[], help=help_frozen)
+    add("--frozen", nargs="+", default=[], help="features of the clips, frozen: baselines and a control")
     add("--data", help="data folder (default: that of the features)")
     add("--points", help="layers, separated by commas (default: all in the index)")
-    help_compare = "compare results on the same items with those of the first"
-    add("--compare", nargs="+", metavar="DIR", help=help_compare)
+    add("--compare", nargs="+", metavar="DIR", help="pair results on the same items with the first ones")
     add("--out", help="default: probe.yaml beside --features; compare.yaml beside the first of --compare")
     return p.parse_args(argv)
 
@@ -90,7 +87,6 @@ class Images:
     classes: list
     masks: torch.Tensor  # share of the foreground, [n, MASK, MASK]
     frames: torch.Tensor  # uint8 [n, S, S, 3]
-    permuted: torch.Tensor  # [n]: another training image for each training image, for shuffled labels
 
     @property
     def sources(self):
@@ -107,10 +103,7 @@ def images_of(items, split, seed):
     largest, boxes, classes = metrics.box_truth(items)
     side = min(IMAGE, max(max(item["width"], item["height"]) for item in items))
     frames = torch.cat([frames_of(item, side) for item in items])
-    permuted, train = torch.arange(len(items)), split["train"]
-    permuted[train] = train[torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))]
-    masks = foreground(items, metrics.MASK)
-    return Images(items, split, seed, largest, boxes, classes, masks, frames, permuted)
+    return Images(items, split, seed, largest, boxes, classes, foreground(items, metrics.MASK), frames)
 
 
 def grids_of(read, point, n):
@@ -178,7 +171,8 @@ def mask_record(layers, untrained, layer, x, images):
 
     Shuffled labels may beat other baselines without a leak: their threshold is chosen on true masks."""
     split, masks, test = images.split, images.masks, images.split["test"]
-    soft = {"shuffled": probes.probe_cells(x, masks[images.permuted][:, None], split)[:, 0]}
+    order = probes.permuted(split["train"], len(masks), torch.Generator().manual_seed(images.seed))
+    soft = {"shuffled": probes.probe_cells(x, masks[order][:, None], split)[:, 0]}
     soft["position_only"] = masks[split["train"]].mean(0).expand_as(masks)
     baselines = {name: metrics.mask_scores(z, masks >= 0.5, split)[test] for name, z in soft.items()}
     baselines["all_foreground"] = metrics.mask_iou(torch.ones_like(masks) > 0, masks >= 0.5)[test]
@@ -215,33 +209,20 @@ def decoder_records(jobs, layer, images):
 
 
 def detection_record(chosen, tokens, images):
-    """The record of map50 at the better, on val, of the two layers with the best boxes; baselines are those of
-    the first."""
+    """The record of map50 at the better, on val, of the two layers with the best boxes; baselines are of the
+    first. tokens(point, names): token grids."""
     ranked = [chosen[key] for key in ("map50", "map50_second") if key in chosen]
-    first, truth, split = ranked[0], images.boxes, images.split
-    grids = tokens(first, ("trained", "pixels", "random_init"))
-    grids = {first: grids.pop("trained"), **grids}
-    grids |= {p: tokens(p, ("trained",))["trained"] for p in ranked[1:]}
-    found = {name: metrics.principal_tokens(x, split["train"]) for name, x in grids.items()}
-    x, classes, sources = found[first], len(images.classes), [images.sources[i] for i in split["test"]]
-    found["position_only"] = x[split["train"]].float().mean(0).half().expand_as(x)
-    found["oracle"] = metrics.oracle_tokens(truth, classes, x.shape[1:3])
-    jobs = {name: (tokens, truth, False) for name, tokens in found.items()}
-    jobs["softplus"] = x, truth, True
-    jobs["shuffled"] = x, [truth[i] for i in images.permuted], False
-    parts = split["train"], split["val"]
-    predict = metrics.train_set_probe(list(jobs.values()), classes, *parts, seed=images.seed)
-    runs = {}
-    for part, groups in (("val", [0] * len(split["val"])), ("test", sources)):  # val: the mean alone
-        every = metrics.ap_runs(predict, truth, split[part], groups).unflatten(0, (len(jobs), -1))
-        runs[part] = dict(zip(jobs, every, strict=True))
-    best = max([*ranked, "softplus"], key=lambda name: runs["val"][name].mean())
-    names = ("shuffled", "pixels", "random_init", "position_only")
-    baselines = {name: runs["test"][name] for name in names if name in jobs}
-    scores, upper_bound = runs["test"][best], runs["test"]["oracle"].mean().item()
-    about = {"layer": first if best == "softplus" else best, "upper_bound_is": "the same probe on true boxes"}
-    columns = range(scores.shape[1])
-    return stats.criterion(scores, baselines, columns, upper_bound, blind="position_only", **about)
+    grids = {p: tokens(p, ("trained",))["trained"] for p in ranked}
+    grids |= tokens(ranked[0], ("pixels", "random_init"))
+    runs = probes.detect(grids, images.boxes, len(images.classes), images.split, images.sources, images.seed)
+    options = [*ranked, "softplus"]
+    best = max(options, key=lambda name: runs[name]["val"].mean())
+    scores = {name: run["test"] for name, run in runs.items() if name not in options}
+    upper_bound, own = scores.pop("oracle").mean().item(), runs[best]["test"]
+    about = {"layer": ranked[0] if best == "softplus" else best, "softplus": best == "softplus"}
+    about |= {"options_searched": len(options), "n": len(images.split["test"]), "bands": BANDS["map50"]}
+    about["upper_bound_is"] = "the same probe on true boxes"
+    return stats.criterion(own, scores, range(own.shape[1]), upper_bound, blind="position_only", **about)
 
 
 def places_of(layers, val, test):
@@ -345,8 +326,7 @@ def motion_records(at, readers, frozen, clips):
     # The middle frame holds nothing about the direction; the first may. A tenth of the headroom is allowed:
     # the majority class of training may by chance be rare in test.
     if "middle" in frozen:
-        low, mean = records["frozen_middle"]["gain_low"], majority["majority"].mean().item()
-        if stats.control_leaks(low, mean, 1.0):
+        if stats.control_leaks(records["frozen_middle"]["gain_low"], scores["majority"].mean(), 1.0):
             records["direction_accuracy"]["leak"] = "frozen_middle"
     return records
 
@@ -354,8 +334,8 @@ def motion_records(at, readers, frozen, clips):
 def motion_table(readers, frozen, clips):
     """{point: {<score>_<pooling>: mean on test}}, with p of the gain over the majority class, adjusted."""
     test, trained = clips.split["test"], readers["trained"]
-    majority = clips.correct(clips.code[clips.split["train"]].mean(0).expand_as(clips.code))[test]
     table, gains = {point: {} for point, _ in trained}, {}
+    majority = clips.correct(clips.code[clips.split["train"]].mean(0).expand_as(clips.code))[test]
     for (point, view), found in trained.items():
         correct, row = clips.correct(found["true"][0])[test], table[point]
         row[f"direction_accuracy_{view}"] = correct.mean()
@@ -488,8 +468,8 @@ def draw_chart(result, path):
         axis.set(title=f"{title}, by layer", ylabel="IoU on test items")
         axis.set_xticks(list(at), layers, rotation=60, ha="right", fontsize=8)
         axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
-    about = f"{result['test']} test items, {result['weights']} weights, {result['data']} data"
-    figure.suptitle(f"{result['model']} on {result['data_name']}: {about}", fontsize=13)
+    about = f"{result['model']} on {result['data_name']}: {result['test']} test items"
+    figure.suptitle(f"{about}, {result['weights']} weights, {result['data']} data", fontsize=13)
     figure.savefig(path, dpi=80)
     plt.close(figure)
 
@@ -551,9 +531,9 @@ def on_clips(args, items, split, read, points):
     return chosen, lambda: probe_clips(clips, trained, at, pooled_random, points, frozen)
 
 
-def headline(criteria, random):
-    """The first keys of probe.yaml: each score with its interval, baseline and layer."""
-    found = {}
+def headline(criteria, random, oracle):
+    """Keys of probe.yaml: the decoder, each score with its interval, baseline and layer."""
+    found = {"oracle": load_yaml(Path(oracle) / "index.yaml")["model"]} if oracle else {}
     for name, c in criteria.items():
         found |= {name: c["score"], f"{name}_low": c["low"], f"{name}_high": c["high"]}
         found |= {f"{name}_baseline": c["baseline"], f"{name}_layer": c["layer"]}
@@ -577,13 +557,6 @@ def load_inputs(args):
     if not {"direction", "boxes"} & set(items[0]) and not args.choose:  # align.py needs no truth
         fail(f"{index['data_path']} has neither boxes nor directions; probe.py needs one of them")
     return read, items, data, common.split_indices(items, args.features), points
-
-
-def first_keys(read, data, items, split, oracle):
-    """The first keys of probe.yaml."""
-    found = {"stage": "probe"} | {key: read.index[key] for key in ("model", "weights", "data")}
-    found |= {"data_name": data["name"], "items": len(items), **{k: len(v) for k, v in split.items()}}
-    return found | ({"oracle": load_yaml(Path(oracle) / "index.yaml")["model"]} if oracle else {})
 
 
 def finish(result, out):
@@ -612,8 +585,10 @@ def main(argv=None):
         return finish(found, out)
 
     criteria, tables, outputs = probe()
-    result = first_keys(read, data, items, split, args.oracle) | headline(criteria, args.random)
-    result |= {"criteria": criteria, **tables, "run": common.run_info(args, started, script="probe.py")}
+    result = {"stage": "probe"} | {key: read.index[key] for key in ("model", "weights", "data")}
+    result |= {"data_name": data["name"], "items": len(items), **{k: len(v) for k, v in split.items()}}
+    result |= headline(criteria, args.random, args.oracle) | {"criteria": criteria, **tables}
+    result["run"] = common.run_info(args, started, script="probe.py")
     ids = [items[i]["id"] for i in split["test"]]
     save_pt(out.with_suffix(".pt"), RESULT, ids, {"stage": "probe"}, **outputs)
     if "boxes" in outputs:

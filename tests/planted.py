@@ -156,25 +156,23 @@ def measure_boxes(pool, kind, n, g, noise=0.0, untrained_baseline=True):
     return {"bbox_iou": on_parts(split, measure, kind)}
 
 
-def images_of(split, sources, largest=None, masks=None, permuted=None):
+def images_of(split, sources, largest=None, masks=None):
     """The ground truth of probe.py, of items that are all a mask or a box."""
     items = [{"source": source, "mask": None} for source in sources]
-    return probe.Images(items, split, 0, largest, None, None, masks, None, permuted)
+    return probe.Images(items, split, 0, largest, None, None, masks, None)
 
 
 def measure_masks(pool, kind, n, g, noise=0.0):
     pick, split = pool.draw(n, g, 0 if kind in NULLS else 1000)
     x, baseline = features(kind, pool.codes["masks"], pool, pick, g, noise)
     masks = pool.masks[pick]
-    permuted = torch.arange(len(pick))
-    permuted[split["train"]] = split["train"][torch.randperm(TRAIN, generator=g)]
     sources, found = [str(i) for i in range(len(pick))], []
     for tokens in (x, baseline):
         soft = probes.probe_cells(tokens, masks[:, None], split)[:, 0]
         found.append({"own": {"spatial_iou": metrics.mask_scores(soft, masks >= 0.5, split)}})
 
     def measure(s, _):
-        return probe.mask_record(*found, "own", x, images_of(s, sources, masks=masks, permuted=permuted))
+        return probe.mask_record(*found, "own", x, images_of(s, sources, masks=masks))
 
     return {"spatial_iou": on_parts(split, measure, kind)}
 
@@ -244,11 +242,11 @@ def measure_detection(pool, kind, n, g, noise=0.0):
     }
     seed = int(torch.randint(2**31, (1,), generator=g))
     parts = len(pool.names), split["train"], split["val"]
-    predict = metrics.train_set_probe(list(jobs.values()), *parts, seeds=2, steps=400, seed=seed)
+    predict = probes.train_set_probe(list(jobs.values()), *parts, seeds=2, steps=400, seed=seed)
 
     def measure(s, sources):
         groups = sources if s is split else [0] * len(s["test"])  # of the rest the mean alone
-        runs = metrics.ap_runs(predict, truth, s["test"], groups).unflatten(0, (len(jobs), 2))
+        runs = probes.ap_runs(predict, truth, s["test"], groups).unflatten(0, (len(jobs), 2))
         runs = dict(zip(jobs, runs, strict=True))
         own = runs.pop("own")
         if s is split:

@@ -3,8 +3,10 @@
 import pytest
 import torch
 from helpers import generator
+from test_metrics import BETWEEN, FAR, A
 from test_probe import BOXES, IDS, SPLIT, N, boxes_of
 
+import metrics
 import probes
 import stats
 from metrics import box_iou
@@ -51,3 +53,135 @@ def test_principal_components_hold_what_a_ridge_reads_and_tokens_have_one_size()
     tokens, grid = probes.token_components(x, torch.arange(30), 6)
     assert tokens.shape == (40, 36, probes.TOKEN) and grid == (6, 6) and tokens.isfinite().all()
     assert probes.token_components(x[:, :2, :3, :8], torch.arange(30), 6)[1] == (2, 3)
+
+
+def scattered(n, count, classes=3, seed=0):
+    """Truth of n images with `count` disjoint boxes whose sides are 0.08 ... 0.25 of the image."""
+    g, truth = generator(seed), []
+    for _ in range(n):
+        boxes = torch.zeros(0, 4)
+        while len(boxes) < count:
+            size = torch.rand(2, generator=g) * 0.17 + 0.08
+            low = torch.rand(2, generator=g) * (1 - size)
+            box = torch.cat([low, low + size])
+            if metrics.box_areas(box, boxes)[0].sum() == 0:
+                boxes = torch.cat([boxes, box[None]])
+        truth.append((boxes, torch.randint(classes, (count,), generator=g)))
+    return truth
+
+
+def parts_of(n):
+    return torch.arange(n).split([round(0.6 * n), round(0.2 * n), n - round(0.6 * n) - round(0.2 * n)])
+
+
+@pytest.mark.slow
+def test_the_set_probe_finds_twelve_true_objects_an_image_and_shuffled_labels_or_places_none():
+    truth = scattered(300, 12)
+    train, val, test = parts_of(300)
+    oracle = probes.oracle_tokens(truth, 3, (16, 16))
+    order = torch.randperm(240, generator=generator()).tolist() + list(range(240, 300))
+    place = oracle[train].mean(0).expand_as(oracle)
+    jobs = [(oracle, truth, False), (oracle, [truth[i] for i in order], False), (place, truth, False)]
+    predict = probes.train_set_probe(jobs, 3, train, val, seeds=2)
+    ap = probes.ap_runs(predict, truth, test, [0] * 60).mean(1)
+    assert ap[:2].min() >= 0.95 and ap[2:].max() < 0.05, ap
+
+
+@pytest.mark.parametrize("softplus", [False, True])
+def test_the_set_probe_reads_the_native_grid_and_not_pooled_tokens(softplus):
+    """Images with one object, at token (0, 0) or (3, 3) of 24 x 24: pooled to 6 x 6 they are the same."""
+    corner = torch.arange(60) % 2
+    x = torch.zeros(60, 24, 24, 4)
+    x[torch.arange(60), 3 * corner, 3 * corner] = torch.tensor([1.0, 2, 0, -1])
+    x = x + 0.01 * torch.randn(x.shape, generator=generator())
+    boxes = torch.tensor([[0.0, 0, 4, 4], [2, 2, 6, 6]]) / 24
+    truth = [(boxes[k, None], torch.tensor([0])) for k in corner]
+    pooled = torch.nn.functional.adaptive_avg_pool2d(x.permute(0, 3, 1, 2), 6).permute(0, 2, 3, 1)
+    train, val, test = parts_of(60)
+    jobs = [(x, truth, softplus), (pooled, truth, softplus)]
+    predict = probes.train_set_probe(jobs, 1, train, val, seeds=2, steps=300)
+    ap = probes.ap_runs(predict, truth, test, [0] * 12).mean(1)
+    assert ap[:2].min() > 0.95 and ap[2:].max() < 0.8, ap
+
+
+def test_seeds_differ_jobs_share_tokens_and_last_weights_and_other_tokens_are_other_predictions():
+    truth = scattered(40, 2)
+    train, val, test = parts_of(40)
+    x = probes.oracle_tokens(truth, 3, (8, 8))
+    wrong = [(boxes + 0.3, names) for boxes, names in truth]
+    jobs = [(x, truth, False), (x[..., :5], truth, False), (x, truth, True), (x, wrong, False)]
+    predict = probes.train_set_probe(jobs, 3, train, val, seeds=2, steps=120)
+    boxes, names, scores = predict(test)
+    assert boxes.shape == (8, 8, 25, 4) and names.shape == scores.shape == (8, 8, 25)
+    for a, b in ((0, 1), (0, 2), (0, 4), (0, 6)):
+        assert (boxes[a] - boxes[b]).abs().max() > 1e-3
+    few = [
+        probes.train_set_probe(some, 3, train, val, seeds=2, steps=3)(test)[0] for some in (jobs[:1], jobs)
+    ]
+    torch.testing.assert_close(few[0], few[1][:2], atol=1e-3, rtol=0)  # jobs share no weight
+    predict = probes.train_set_probe(jobs[:1], 3, train, val, seeds=2, steps=120)
+    other = predict(torch.arange(3), tokens=x[5:8])
+    torch.testing.assert_close(other[0], predict(torch.arange(5, 8))[0])
+
+
+def test_attention_in_parts_is_the_attention(monkeypatch):
+    model = probes.SetProbe(4, 2, 5, 3)
+    x = [torch.randn(6, 7, 5, 4, generator=generator())]
+    whole = model(x)[0]
+    grads = torch.autograd.grad(whole.square().sum(), model.score)
+    monkeypatch.setattr(probes, "ATTENTION", 2000)
+    parts = model(x)[0]
+    torch.testing.assert_close(parts, whole)
+    torch.testing.assert_close(torch.autograd.grad(parts.square().sum(), model.score), grads)
+
+
+def test_there_are_queries_for_the_fullest_image_and_four_for_each_mean_object():
+    def truth(*counts):
+        return [(torch.zeros(count, 4), torch.zeros(count)) for count in counts]
+
+    sides = [probes.queries_per_side(truth(*counts)) for counts in ((1, 0), (12,) * 9, (100, 4, 7))]
+    assert sides == [5, 7, 13]
+
+
+def test_a_surer_box_of_its_class_suppresses_another():
+    boxes = torch.tensor([[[A, BETWEEN, A, FAR]]])
+    scores = probes.without_duplicates(
+        boxes, torch.tensor([[[0, 0, 1, 0]]]), torch.tensor([[[0.5, 0.9, 0.3, 0.2]]])
+    )
+    assert scores[0, 0].tolist() == pytest.approx([0, 0.9, 0.3, 0.2])
+
+
+def test_oracle_tokens_hold_class_and_box_of_the_smallest_object_over_their_centre():
+    boxes = torch.tensor([[0.0, 0, 1, 1], [0.0, 0, 0.5, 0.5]])
+    x = probes.oracle_tokens(
+        [(boxes, torch.tensor([0, 1])), (boxes[:0], torch.zeros(0, dtype=torch.long))], 2, (4, 4)
+    )
+    assert x[0, 0, 0].tolist() == [0, 1, 0, 0, 0.5, 0.5] and x[0, 3, 1].tolist() == [1, 0, 0, 0, 1, 1]
+    assert x.shape == (2, 4, 4, 6) and not x[1].any()
+
+
+def test_principal_tokens_keep_what_varies_in_half_precision():
+    code = torch.randn(30, 5, 4, 3, generator=generator())
+    x = 50 + code @ torch.randn(3, 90, generator=generator(1))
+    lazy = stats.Lazy(lambda rows: x[rows], 30)
+    found = probes.principal_tokens(lazy, torch.arange(20), 8)
+    assert found.shape == (30, 5, 4, 8) and found.dtype == torch.float16
+    features = torch.cat([found.float().flatten(0, 2), torch.ones(600, 1)], 1)
+    fit = features @ torch.linalg.lstsq(features, code.flatten(0, 2)).solution
+    assert (fit - code.flatten(0, 2)).abs().max() < 0.05
+    torch.testing.assert_close(probes.principal_tokens(x, torch.arange(20), 8), found)
+
+
+def test_set_loss_is_lowest_for_the_true_boxes_in_any_order():
+    boxes = torch.tensor([[[[0.1, 0.1, 0.4, 0.4], [0.5, 0.5, 0.9, 0.8], [0, 0, 0.1, 0.1]]]])
+    logits = torch.tensor([[[[9.0, 0, 0], [0, 9.0, 0], [0, 0, 9.0]]]])
+    truth = [(boxes[0, 0, :2], torch.tensor([0, 1]))]
+    swapped = [(boxes[0, 0, [1, 0]], torch.tensor([1, 0]))]
+    best, same = (
+        probes.set_loss(boxes, logits, *probes.padded_truth([t], 2)).item() for t in (truth, swapped)
+    )
+    assert best == pytest.approx(same) and best < 0.01
+    wrong = logits.clone()
+    wrong[0, 0, 2] = torch.tensor([9.0, 0, 0])  # a false box: weight 0.1, that of `nothing`
+    found = probes.set_loss(boxes, wrong, *probes.padded_truth([truth], 2)).item()
+    assert found == pytest.approx(0.1 * 9 / 2.1, abs=0.01)
