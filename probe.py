@@ -325,9 +325,9 @@ def motion_records(at, readers, frozen, clips):
         records[f"frozen_{frame}"] = clips.record(scores[f"frozen_{frame}"], majority, **place)
     # The middle frame holds nothing about the direction; the first may. A tenth of the headroom is allowed:
     # the majority class of training may by chance be rare in test.
-    if "middle" in frozen:
-        if stats.control_leaks(records["frozen_middle"]["gain_low"], scores["majority"].mean(), 1.0):
-            records["direction_accuracy"]["leak"] = "frozen_middle"
+    low = records["frozen_middle"]["gain_low"] if "middle" in frozen else 0.0
+    if stats.control_leaks(low, scores["majority"].mean(), 1.0):
+        records["direction_accuracy"]["leak"] = "frozen_middle"
     return records
 
 
