@@ -212,7 +212,7 @@ def decode_images(jobs, frames, split, seed=0):
 
 SET_TOKEN = 64  # components of a token
 LEAST_QUERIES = 25
-ATTENTION = 2**25  # numbers in one attention map; more are computed in parts and again for the gradient
+ATTENTION = 2**24  # weights of tokens at a time; more are computed in parts and again for the gradient
 
 
 def applied(x, weight):
@@ -220,9 +220,14 @@ def applied(x, weight):
     return torch.einsum("rnqm,rmo->rnqo", x, weight)
 
 
+def token_axis(tokens):
+    """Centres of a row of tokens, fractions of the image."""
+    return (torch.arange(tokens) + 0.5) / tokens
+
+
 def token_centres(h, w):
     """Centres (x, y) of the cells of an h x w grid, fractions of the image: [h * w, 2]."""
-    ys, xs = torch.meshgrid((torch.arange(h) + 0.5) / h, (torch.arange(w) + 0.5) / w, indexing="ij")
+    ys, xs = torch.meshgrid(token_axis(h), token_axis(w), indexing="ij")
     return torch.stack([xs, ys], -1).reshape(-1, 2)
 
 
@@ -250,6 +255,7 @@ class SetProbe(torch.nn.Module):
             return torch.nn.Parameter(one.repeat(jobs, *[1] * len(shape)))  # the same start for every job
 
         self.side = side
+        self.register_buffer("axis", token_axis(side))
         self.register_buffer("reference", token_centres(side, side))  # [Q, 2]
         self.register_buffer("table", torch.tensor(tables).repeat_interleave(seeds))
         self.register_buffer("softplus", torch.tensor(softplus).repeat_interleave(seeds)[:, None, None, None])
@@ -261,22 +267,27 @@ class SetProbe(torch.nn.Module):
         self.up, self.down = weight(width, 2 * width), weight(2 * width, width, scale=0.3 * width**-0.5)
         self.box, self.name = weight(width, 4, scale=0.01), weight(width, classes + 1)
 
+    def gaussians(self, tokens, axis, runs):
+        """Weights [runs, side, tokens] of the tokens along an axis (0: x, 1: y) for the queries along it."""
+        points, at = (self.axis + self.offset[runs, :, axis] / self.side)[..., None], token_axis(tokens)
+        return (-((points - at) * self.side / self.log_width[runs].exp()).square() / 2).softmax(-1)
+
     def attend(self, x, runs):
         """Means of tokens x [n, h, w, D], of places and of squared places, weighted by the attention of some
-        runs: [runs, n, Q, D + 4]."""
-        centres, x = token_centres(*x.shape[1:3]), x.flatten(1, 2)
-        centre = self.reference + self.offset[runs] / self.side
-        far = (centre[:, :, None] - centres).square().sum(-1)  # [runs, Q, K]
-        gaussian = -far * (self.side * (-self.log_width[runs]).exp()).square() / 2
-        score = torch.einsum("nkd,rdo->nrok", x, self.score[runs])
-        attention = (score + gaussian).softmax(-1)  # [n, runs, Q, K]
-        places = torch.cat([centres, centres.square()], -1).expand(len(x), -1, -1)
-        attended = attention.flatten(1, 2) @ torch.cat([x, places], -1)
-        return attended.unflatten(1, attention.shape[1:3]).transpose(0, 1)
+        runs: [runs, n, Q, D + 4]. Gaussians are separable: rows are summed first, then columns."""
+        n, h, w, _ = x.shape
+        score = torch.einsum("nhwd,rdo->nhrow", x, self.score[runs])
+        score = (score - score.amax((1, 4), keepdim=True)).clamp(min=-30).exp()  # [n, h, runs, 1, w]
+        places = token_centres(h, w).unflatten(0, (h, w))
+        more = torch.cat([places, places.square(), torch.ones(h, w, 1)], -1).expand(n, -1, -1, -1)
+        rows = (score * self.gaussians(w, 0, runs)).flatten(2, 3) @ torch.cat([x, more], -1)
+        rows = rows.unflatten(2, (len(runs), self.side))  # [n, h, runs, side, D + 5]
+        sums = torch.einsum("nhrxd,ryh->rnyxd", rows, self.gaussians(h, 1, runs)).flatten(2, 3)
+        return sums[..., :-1] / sums[..., -1:]
 
     def attend_in_parts(self, x, runs):
         """`attend` with bounded memory."""
-        parts = -(-x[..., 0].numel() * len(runs) * len(self.reference) // ATTENTION)
+        parts = -(-x[..., 0].numel() * len(runs) * self.side // ATTENTION)
         if parts == 1:
             return self.attend(x, runs)
         again = functools.partial(torch.utils.checkpoint.checkpoint, use_reentrant=False)

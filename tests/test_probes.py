@@ -124,15 +124,25 @@ def test_seeds_differ_jobs_share_tokens_and_last_weights_and_other_tokens_are_ot
     torch.testing.assert_close(other[0], predict(torch.arange(5, 8))[0])
 
 
-def test_attention_in_parts_is_the_attention(monkeypatch):
-    model = probes.SetProbe(4, 2, 5, 3)
-    x = [torch.randn(6, 7, 5, 4, generator=generator())]
-    whole = model(x)[0]
-    grads = torch.autograd.grad(whole.square().sum(), model.score)
-    monkeypatch.setattr(probes, "ATTENTION", 2000)
-    parts = model(x)[0]
-    torch.testing.assert_close(parts, whole)
-    torch.testing.assert_close(torch.autograd.grad(parts.square().sum(), model.score), grads)
+def test_attention_is_a_softmax_of_scores_and_gaussians_also_in_parts(monkeypatch):
+    model, g = probes.SetProbe(4, 2, 5, 3), generator()
+    for weight in (model.score, model.offset):
+        torch.nn.init.normal_(weight, generator=g)
+    x = torch.randn(6, 7, 5, 4, generator=g)
+    centres = probes.token_centres(7, 5)
+    far = (model.reference + model.offset / 5)[:, :, None] - centres  # [runs, Q, K, 2]
+    logits = torch.einsum("nkd,rdo->nrok", x.flatten(1, 2), model.score)
+    attention = (logits - (far * 5 / model.log_width[..., None].exp()).square().sum(-1) / 2).softmax(-1)
+    places = torch.cat([centres, centres.square()], -1).expand(6, -1, -1)
+    wanted = torch.einsum("nrqk,nkd->rnqd", attention, torch.cat([x.flatten(1, 2), places], -1))
+    for most in (probes.ATTENTION, 200):
+        monkeypatch.setattr(probes, "ATTENTION", most)
+        found = model.attend_in_parts(x, torch.arange(3))
+        torch.testing.assert_close(found, wanted)
+        grads = [
+            torch.autograd.grad(z.square().sum(), model.score, retain_graph=True)[0] for z in (found, wanted)
+        ]
+        torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-4)  # sums in another order
 
 
 def test_there_are_queries_for_the_fullest_image_and_four_for_each_mean_object():
