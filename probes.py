@@ -497,13 +497,13 @@ def oracle_tokens(truth, classes, grid):
     The upper bound of a set probe is its mAP on these.
     """
     centres = token_centres(*grid)
-    found = torch.zeros(len(truth), len(centres), classes + 4)
+    found = torch.zeros(len(truth), len(centres), classes + 4, dtype=torch.float16)
     for tokens, (boxes, names) in zip(found, truth, strict=True):
         order = (boxes[:, 2:] - boxes[:, :2]).prod(1).argsort(descending=True)
         code = torch.cat([F.one_hot(names, classes), boxes], 1)
         for k in order:
             inside = ((centres > boxes[k, :2]) & (centres < boxes[k, 2:])).all(1)
-            tokens[inside] = code[k]
+            tokens[inside] = code[k].half()
     return found.unflatten(1, grid)
 
 
