@@ -8,7 +8,7 @@ FLOP are counted as torch's FlopCounterMode counts: for a token 2 x the weights 
 import math
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -29,7 +29,8 @@ DISK = 200e6  # bytes a second
 BASE, CUDA = 0.9e9, 0.6e9  # bytes of a process with its libraries; what CUDA adds
 SHARD, CHUNK = 2e9, 0.5e9  # bytes in RAM of a shard, of what a reader reads at once
 CLIP, SINGLE = 17, 8  # frames of a clip; of one whose frames a model sees one by one
-CHOSEN = 4  # layers that val chooses, at most; those of the untrained network are stored
+# layers of the untrained network that are stored: as many as val chooses at most (probe.py 3, align.py 4)
+CHOSEN = {"images": 7, "clips": 1, "encoder": 3}
 
 # What FACTS (models.py) leaves out.
 # FLOP a pixel of LTX-Video's autoencoder, first frame and later ones: FlopCounterMode, default configuration
@@ -314,29 +315,40 @@ def reading(stage, entry, points, size, n, reduce, grams):
 # ---------------------------------------------------------------- the gates
 
 
-def gate1(entry, n=500, clips=200, points="quarters", reduce=0, size=None, vae="ltx", encoder="dinov2-l"):
-    """The rows of gate 1 on n images and `clips` clips."""
-    facts, points = facts_of(entry), points_of(entry, points)
-    vae, other = find_model(vae), find_model(encoder)
+def largest(which, entry, points, size, reduce=0):
+    """The points with the most numbers, as many as val chooses at most."""
+    return sorted(points, key=stored(shapes(entry, points, size), reduce).get)[-CHOSEN[which] :]
+
+
+def gate1(entry, n=500, clips=200, points="quarters", reduce=0, size=None, chosen=None, **others):
+    """The rows of gate 1 on n images and `clips` clips. chosen: {key of CHOSEN: points}, where it is known;
+    others: vae, encoder."""
+    facts, points, chosen = facts_of(entry), points_of(entry, points), chosen or {}
+    vae, other = find_model(others.get("vae", "ltx")), find_model(others.get("encoder", "dinov2-l"))
     size, side = size or entry["size"], entry["clip"]
     last = list(facts.points)[-1].partition(".")[0] if facts.language else "vision"
     layers = [p for p in points if p.startswith(f"{last}.")]
     middle = layers[(len(layers) - 1) // 2 :][:1]
-    few = sorted(points, key=stored(shapes(entry, points, size), reduce).get)[-CHOSEN:]
-    moving = side, clips, CLIP if passes_of(facts, CLIP)[0] == 1 else SINGLE
+    few = chosen.get("images") or largest("images", entry, points, size, reduce)
+    of_clips = chosen.get("clips") or largest("clips", entry, points, side)
+    together = passes_of(facts, CLIP)[0] == 1
+    moving = side, clips, CLIP if together else SINGLE
+    # a frozen clip is one frame to a model that sees frames one by one; all its steps are stored
+    still = extraction("frozen", entry, points, *(moving if together else moving[:2]), grids=[])
+    still.written = disk_needed(entry, points, side, moving[2], clips, grids=[])
     rows = [
         extraction("images", entry, points, size, n, reduce=reduce),
         extraction("images untrained", entry, points, size, n, kept=few, reduce=reduce),
         extraction("clips", entry, points, *moving, reduce=reduce, grids=middle),
-        extraction("clips untrained", entry, points, *moving, kept=few, grids=[]),
-        extraction("frozen first", entry, points, side, clips, grids=[]),
-        extraction("frozen middle", entry, points, side, clips, grids=[]),
+        extraction("clips untrained", entry, points, *moving, kept=of_clips, grids=[]),
+        replace(still, stage="frozen first"),
+        replace(still, stage="frozen middle"),
         extraction("autoencoder", vae, points_of(vae, "all"), 224, n),
         reading("probe to adapt", entry, points, size, n, reduce, 2),
     ]
     if other["name"] != entry["name"]:
         names, side = points_of(other, "quarters"), other["size"]
-        few = sorted(names, key=stored(shapes(other, names, side)).get)[-CHOSEN:]
+        few = chosen.get("encoder") or largest("encoder", other, names, side)
         rows.append(extraction("encoder", other, names, side, n))
         rows.append(extraction("encoder untrained", other, names, side, n, kept=few))
         rows.append(reading("encoder probe", other, names, side, n, 0, 1))

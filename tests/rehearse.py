@@ -95,14 +95,28 @@ def make_run(at, name, work):
     return entries
 
 
-def predicted(entries, variables, streamed):
+def chosen_points(entries, work):
+    """{images, clips, encoder: the points that val chose} of a run; those of the untrained network."""
+    found = {}
+    for key, role, data in (
+        ("images", "MODEL", "shapes"),
+        ("clips", "MODEL", "moving"),
+        ("encoder", "ENCODER", ""),
+    ):
+        for path in work.glob(f"results/{entries[role]['name']}/{data}*/*-layers.yaml"):
+            found[key] = sorted({*found.get(key, ()), *common.load_yaml(path)["points"].split(",")})
+    return found
+
+
+def predicted(entries, variables, streamed, work):
     """What cost.py says of a run on N images and clips: bytes of disk and memory, seconds here."""
     entry, here, n = entries["MODEL"], cost.measured_rate(), variables["N"]
     points, side = cost.points_of(entry, "quarters"), entry["size"]
     batch = 1 if "--batch 1" in variables.get("EXTRACT", "") else min(n, 8)
     rows = [cost.extraction("images", entry, points, side, n, batch=batch)]
     if "VAE" in entries:
-        rows = cost.gate1(entry, n, n, vae=entries["VAE"]["path"], encoder=entries["ENCODER"]["path"])
+        paths = {"vae": entries["VAE"]["path"], "encoder": entries["ENCODER"]["path"]}
+        rows = cost.gate1(entry, n, n, chosen=chosen_points(entries, work), **paths)
     found = {"disk": sum(row.written for row in rows), "ram": max(row.cpu for row in rows)}
     if streamed:  # two layers of 2 or 4 bytes a weight, not all
         wide = 1 if "bf16" in variables.get("EXTRACT", "") else 2
@@ -129,7 +143,8 @@ def rehearsed(at, name):
         found = {"disk": sum(x.stat().st_size for x in work.glob("results/**/features*/**/*.pt"))}
         found["ram"] = max(stage["ram"] for stage in stages.values())
         found["seconds"] = sum(stage["seconds"] for stage in stages.values())
-        expected = predicted(entries, RUNS[name][1], any(s["streamed"] for s in stages.values()))
+        streamed = any(stage["streamed"] for stage in stages.values())
+        expected = predicted(entries, RUNS[name][1], streamed, work)
         for entry in entries.values():
             key, side = f"flops_{entry['name']}", entry["size"]
             found[key] = flops(entry["path"], bench.noise(1, side))
