@@ -96,15 +96,12 @@ def make_run(at, name, work):
 
 
 def chosen_points(entries, work):
-    """{images, clips, encoder: the points that val chose} of a run; those of the untrained network."""
-    found = {}
-    for key, role, data in (
-        ("images", "MODEL", "shapes"),
-        ("clips", "MODEL", "moving"),
-        ("encoder", "ENCODER", ""),
-    ):
-        for path in work.glob(f"results/{entries[role]['name']}/{data}*/*-layers.yaml"):
-            found[key] = sorted({*found.get(key, ()), *common.load_yaml(path)["points"].split(",")})
+    """{images, clips, encoder: the points that val chose} of a run."""
+    found, model = {}, entries["MODEL"]["name"]
+    folders = {"images": f"{model}/shapes", "clips": f"{model}/moving", "encoder": entries["ENCODER"]["name"]}
+    for key, folder in folders.items():
+        files = work.glob(f"results/{folder}*/**/*-layers.yaml")
+        found[key] = sorted({p for file in files for p in common.load_yaml(file)["points"].split(",")})
     return found
 
 
