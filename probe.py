@@ -218,7 +218,7 @@ def detection_record(chosen, tokens, images):
     options = [*ranked, "softplus"]
     best = max(options, key=lambda name: runs[name]["val"].mean())
     scores = {name: run["test"] for name, run in runs.items() if name not in options}
-    upper_bound, own = scores.pop("oracle").mean().item(), runs[best]["test"]
+    upper_bound, own = scores.pop("upper_bound").mean().item(), runs[best]["test"]
     about = {"layer": ranked[0] if best == "softplus" else best, "softplus": best == "softplus"}
     about |= {"options_searched": len(options), "n": len(images.split["test"]), "bands": BANDS["map50"]}
     about["upper_bound_is"] = "the same probe on true boxes"

@@ -510,11 +510,11 @@ def oracle_tokens(truth, classes, grid):
 def detect(grids, truth, classes, split, sources, seed=0):
     """{name: {val, test: mAP@0.5 pseudo-values [seeds, sources of the part]}} of set probes on token grids
     {name: [n, h, w, D]}, the first of which is also probed with softplus, with shuffled labels, and against
-    its mean (position_only) and the truth (oracle). All are trained at once."""
+    its mean (position_only) and the truth (upper_bound). All are trained at once."""
     train, found = split["train"], {name: principal_tokens(x, split["train"]) for name, x in grids.items()}
     x = next(iter(found.values()))
     found["position_only"] = x[train].float().mean(0).half().expand_as(x)
-    found["oracle"] = oracle_tokens(truth, classes, x.shape[1:3])
+    found["upper_bound"] = oracle_tokens(truth, classes, x.shape[1:3])
     jobs = {name: (tokens, truth, False) for name, tokens in found.items()}
     order = permuted(train, len(truth), torch.Generator().manual_seed(seed))
     jobs |= {"softplus": (x, truth, True), "shuffled": (x, [truth[i] for i in order], False)}
