@@ -11,10 +11,9 @@ import helpers_pretend as pretend
 import pytest
 import torch
 from helpers import adapter_world, plant_features, random_autoencoder, random_language_model, video_world
-from test_explain import SIZES
 from test_extract import run as extract_features
 from test_extract import write_set
-from test_families import SIDES, folder_of, noise
+from test_families import ROWS, SIDES, folder_of, noise
 from test_track import CONFIG
 from test_track import planted as planted_tracks
 from test_tune import embedded, item
@@ -100,9 +99,9 @@ def test_features_are_those_of_the_cpu_whole_and_streamed(request, which, how, m
 
 
 @pytest.mark.parametrize("how", HOWS)
-@pytest.mark.parametrize("which", [which for which in SIZES if which != "small_cogvlm2"])
+@pytest.mark.parametrize("which", ROWS)
 def test_every_family_answers_about_clips(request, which, how):
-    entry, frames = models.find_model(str(folder_of(request, which))), noise(2, SIZES[which], frames=2)
+    entry, frames = models.find_model(str(folder_of(request, which))), noise(2, SIDES[which], frames=2)
     with on(how):
         model, processor = models.load_vlm(entry, *common.choose_device()[:2])
         assert len(models.answers_to(model, processor, frames, "Where is it?", ([0, 1], 2), 4)) == 2
