@@ -115,21 +115,21 @@ GATE3 = {
     "temporal_ratio": criterion("or", 0.80, "continue", earlier={"LTX-Video": 0.89}),
     # ours: the generated clip is nearer to the truth than a copy, where something moves
     "continuation": criterion("or", 0.0, "continue"),
-    "beyond_extrapolation": criterion("should", 0.0, "latents", gain=True, margin=0.0),
-    "longest_horizon": criterion("should", 0.0, "latents", gain=True, margin=0.0),
-    "most_motion": criterion("should", 0.0, "latents", gain=True, margin=0.0),
+    "beyond_extrapolation": criterion("should", 0.0, "latents", gain=True),
+    "longest_horizon": criterion("should", 0.0, "latents", gain=True),
+    "most_motion": criterion("should", 0.0, "latents", gain=True),
 }
 # Gate 4's second must is a paired gain over the best verifier that reads latents.
 GATE4 = {
     "pixel_auroc": criterion("must", 0.80, "verify"),
-    "pixel_over_latent": criterion("must", 0.0, "verify", gain=True, margin=0.0),
+    "pixel_over_latent": criterion("must", 0.0, "verify", gain=True),
     # the risk saved by accepting in the verifier's order rather than at random, mean over coverages
     "selective_risk": criterion("should", 0.0, "verify"),
     # ours, as are the next two: the test error at a bound that val promised
     "conformal_error": criterion("should", 0.10, "verify", better="lower"),
     # of generated clips that the video model made, instead of planted ones
     "generated_auroc": criterion("should", 0.80, "verify"),
-    "generated_over_latent": criterion("should", 0.0, "verify", gain=True, margin=0.0),
+    "generated_over_latent": criterion("should", 0.0, "verify", gain=True),
 }
 # what a spatial encoder may repair: {criterion of the model: criterion of the encoder's probe}
 SPATIAL = {"recon_spatial_iou": "spatial_iou", "bbox_iou": "bbox_iou", "map50": "map50"}

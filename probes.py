@@ -172,11 +172,11 @@ def train_decoder(x, frames, split, seed=0, batch=16):
     mean, size = cells[train].mean((0, 1)), cells.shape[-1] ** 0.5
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        most = min(DECODER["components"], cells.shape[-1])
-        basis = torch.svd_lowrank((cells[train] - mean).flatten(0, 1), most)[2]  # [c, most]
+        rows = (cells[train] - mean).flatten(0, 1)
+        basis = torch.svd_lowrank(rows, min(DECODER["components"], *rows.shape))[2]  # [c, components]
     target = (cells - mean) @ basis / size  # its squared error is that of a pixel
-    del cells
-    widths = x.shape[3], DECODER["hidden"], most
+    del cells, rows
+    widths = x.shape[3], DECODER["hidden"], basis.shape[1]
     # the start is close to the mean image
     weights = start_of_mlps(len(x), DECODER["seeds"], widths, 0.05, g)
 
