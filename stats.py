@@ -245,8 +245,9 @@ def left_out(residual, shrink, vectors, groups):
         rows = (groups.bincount()[groups] == size).nonzero().flatten()
         rows = rows[groups[rows].argsort(stable=True)].view(-1, size)  # [groups, size]
         if size == 1:
-            hat = 1 / m + vectors[:, rows[:, 0]].square() @ shrink  # [L, groups, P]
-            out[:, rows[:, 0]] = residual[:, rows[:, 0]] / (1 - hat).clamp(min=1e-9)[..., None]
+            alone = rows[:, 0] if len(rows) < m else slice(None)  # a slice copies nothing
+            hat = 1 / m + vectors[:, alone].square() @ shrink  # [L, groups, P]
+            out[:, alone] = residual[:, alone] / (1 - hat).clamp(min=1e-9)[..., None]
             continue
         same = torch.eye(size, dtype=residual.dtype, device=residual.device)
         for layer, v in enumerate(vectors[:, rows]):  # [groups, size, m]
