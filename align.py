@@ -39,6 +39,9 @@ PAIRED = ("cka", "spearman", "recall10")  # inner products of two matrices
 MEASURES = ("cka", "linear_r2", "spearman", "recall10")  # of gate 1
 SUBSET = 2500  # most items compared
 FOLDS, K = 20, 10  # of the jackknife; neighbours
+# target, acceptable, fail: the evaluation plan, E-P4.5
+BANDS = {"cka": (0.50, 0.40, 0.30), "linear_r2": (0.50, 0.40, 0.25)}
+BANDS |= {"spearman": (0.60, 0.50, 0.40), "recall10": (0.30, 0.20, 0.10)}
 REDUCED = 4  # principal components of the target, for R2's permutations
 
 
@@ -273,7 +276,7 @@ def by_layer(scores):
     return found
 
 
-def record(scores, untrained=None, seed=0):
+def record(scores, untrained=None, seed=0, bands=None):
     """The record of a measure at the best layer on val, from {layer: score} of both networks."""
     best = best_on_val(scores)
     own, baselines = scores[best], {"chance": torch.full_like(scores[best]["values"], scores[best]["chance"])}
@@ -281,7 +284,7 @@ def record(scores, untrained=None, seed=0):
         baselines["pixels"] = scores["pixels"]["values"]
     if untrained:
         baselines["random_init"] = untrained[best]["values"]
-    found = stats.criterion(own["values"], baselines, own["groups"], seed=seed, layer=best)
+    found = stats.criterion(own["values"], baselines, own["groups"], seed=seed, bands=bands, layer=best)
     about = {key: own[key] for key in ("n", "sources")} | {"options_searched": len(candidates(scores))}
     return found | about | {"gain_p": found["p"]} | p_values(scores, best)
 
@@ -404,7 +407,7 @@ def main(argv=None):
             common.check_choice(p, read_random.index["points"], f"point in {args.random}")
         layers = {p: stats.layer_of(read_random, p, keep) for p in needed}
         untrained = measure_layers(layers, y, items, split, 0, args.seed, gridless, "untrained")
-    criteria = {m: record(column, untrained.get(m), args.seed) for m, column in scores.items()}
+    criteria = {m: record(column, untrained.get(m), args.seed, BANDS[m]) for m, column in scores.items()}
 
     result = headline(index, target, point, criteria) | {"data_name": data_name, "items": len(index["ids"])}
     result |= {"subset": SUBSET} if len(items) < len(index["ids"]) else {}

@@ -252,6 +252,7 @@ def test_the_recommended_layer_has_the_planted_map_to_the_last_point_or_the_give
     args = planted(tmp_path, {"before": near(0.5, 2), "here": rotated, "half": half})
     found = align.main(args)
     assert found["recommended"] == found["linear_r2_layer"] == "here" and found["target_point"] == "latents"
+    assert found["criteria"]["linear_r2"]["band"] == "target"
     assert found["linear_r2"] > 0.99 and all(r > 0.99 for r in found["channels"]["here"])
     *seen, a, b = found["channels"]["half"]
     assert min(seen) > 0.6 and max(a, b) < 0.1 and min(a, b) < 0  # not clipped

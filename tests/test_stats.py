@@ -244,6 +244,12 @@ def test_the_record_of_a_score_that_should_be_low_or_high_has_the_best_baseline_
         assert stats.criterion([0.7] * 8, baselines, list("aabbccdd"), 0.4, better)["skill"] is None
 
 
+def test_a_band_is_the_plans_target_acceptable_or_fail_in_either_direction():
+    bands = "target", "acceptable", "between acceptable and fail", "fail"
+    assert tuple(stats.band(x, (0.6, 0.5, 0.4)) for x in (0.61, 0.55, 0.45, 0.3)) == bands
+    assert tuple(stats.band(x, (0.3, 0.35, 0.45), "lower") for x in (0.2, 0.33, 0.4, 0.5)) == bands
+
+
 def test_shuffled_labels_that_score_above_the_baseline_without_features_are_a_leak():
     noise = 0.05 * torch.rand(60, generator=generator())
 
