@@ -420,8 +420,8 @@ def distinct_tokens(jobs):
 
 
 def train_set_probe(jobs, classes, train, val, seeds=5, steps=800, batch=16, rate=2e-2, seed=0):
-    """Train R = J jobs x S seeds probes at once. Returns predict(rows, last=False, tokens=None) -> (boxes
-    [R, n, Q, 4], classes [R, n, Q], scores): with early stopping on val, or the `last` weights.
+    """Train R = J jobs x S seeds probes at once, with early stopping on val. Returns predict(rows,
+    tokens=None) -> (boxes [R, n, Q, 4], classes [R, n, Q], scores).
 
     jobs: (tokens [n, h, w, D], truth, softplus); truth per item (boxes [m, 4] in 0..1, classes [m]). Jobs of
     the same tensor share it. tokens: other tokens than those of the jobs.
@@ -445,10 +445,10 @@ def train_set_probe(jobs, classes, train, val, seeds=5, steps=800, batch=16, rat
     best_weights = fit_set_probe(model, loss_of, train, val, steps, batch, rate, seed)
 
     @torch.no_grad()
-    def predict(rows, last=False, tokens=None):
-        weights, found = {} if last else best_weights, []
+    def predict(rows, tokens=None):
+        found = []
         for part in rows.split(batch):
-            boxes, logits = torch.func.functional_call(model, weights, (inputs(part, tokens),))
+            boxes, logits = torch.func.functional_call(model, best_weights, (inputs(part, tokens),))
             boxes, (scores, names) = boxes.clamp(0, 1), logits.softmax(-1)[..., :-1].max(-1)
             found.append((boxes, names, without_duplicates(boxes, names, scores)))
         return [torch.cat(parts, 1) for parts in zip(*found, strict=True)]
@@ -482,9 +482,9 @@ def fit_set_probe(model, loss_of, train, val, steps, batch, rate, seed):
     return saved
 
 
-def ap_runs(predict, truth, rows, sources=None, last=False, tokens=None):
+def ap_runs(predict, truth, rows, sources=None, tokens=None):
     """`coco_ap50` of the R runs of `train_set_probe` on items `rows`: pseudo-values [R, sources]."""
-    boxes, names, scores = predict(rows, last, tokens)
+    boxes, names, scores = predict(rows, tokens)
     true, runs = [(truth[i][0] * 1000, truth[i][1]) for i in rows], []
     for columns in zip(boxes * 1000, names, scores, strict=True):
         runs.append(metrics.coco_ap50(true, list(zip(*columns, strict=True)), sources)[1])

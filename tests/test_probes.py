@@ -104,7 +104,7 @@ def test_the_set_probe_reads_the_native_grid_and_not_pooled_tokens(softplus):
     assert ap[:2].min() > 0.95 and ap[2:].max() < 0.8, ap
 
 
-def test_seeds_differ_jobs_share_tokens_and_last_weights_and_other_tokens_are_other_predictions():
+def test_seeds_differ_jobs_share_no_weight_and_other_tokens_are_other_predictions():
     truth = scattered(40, 2)
     train, val, test = parts_of(40)
     x = probes.oracle_tokens(truth, 3, (8, 8))
