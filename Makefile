@@ -173,10 +173,10 @@ stale = $(if $(command),$(if $(subst =$(command)=,,=$(if $(wildcard $@.args),$(s
 words = $(if $(filter own operations,$(key)),,$(filter-out $@ $(@D),$(command)))
 files = $(filter results/%.yaml results/%/answers.pt results/%/tracks.pt,$(words))
 folders = $(filter data/% results/%/features results/%/features-random results/%/planted,$(words))
-py = $(if $(filter $(CHEAP),$(key)),$(word 1,$(command)) $(addsuffix .py,common stats metrics probes media))
+code = $(if $(filter $(CHEAP),$(key)),$(firstword $(command)) $(addsuffix .py,common stats metrics probes media))
 more = $(and $(findstring features,$(key)),$(MEMORY:%=--max-memory %))$(and $(filter gate%,$(key)),>/dev/null)
 stamped = $(foreach f,$(files),$(if $(filter %/align.yaml %-layers.yaml,$f),$(dir $f).$(notdir $f),$f))
-needs = $(in.$(key)) $(folders:=/index.yaml) $(stamped) $(py) $(stale)
+needs = $(in.$(key)) $(folders:=/index.yaml) $(stamped) $(code) $(stale)
 DATASETS := $(sort $D $(GENERATED:=$(DRAWN)) $(TAUGHT) $(addprefix $(MOVING)-,first middle)\
 	$(EDITS:%=$(TRAJECTORIES)-%) $(CLIP)-past $(CLIP)-last)
 STAGES := $(patsubst cmd.%,%,$(filter cmd.%.yaml cmd.%.pt,$(.VARIABLES)))

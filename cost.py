@@ -320,11 +320,20 @@ def largest(which, entry, points, size, reduce=0):
     return sorted(points, key=stored(shapes(entry, points, size), reduce).get)[-CHOSEN[which] :]
 
 
-def gate1(entry, n=500, clips=200, points="quarters", reduce=0, size=None, chosen=None, **others):
-    """The rows of gate 1 on n images and `clips` clips. chosen: {key of CHOSEN: points}, where it is known;
-    others: vae, encoder."""
+def gate1(
+    entry,
+    n=500,
+    clips=200,
+    points="quarters",
+    reduce=0,
+    size=None,
+    vae="ltx",
+    encoder="dinov2-l",
+    chosen=None,
+):
+    """The rows of gate 1 on n images and `clips` clips. chosen: {key of CHOSEN: points}, where known."""
     facts, points, chosen = facts_of(entry), points_of(entry, points), chosen or {}
-    vae, other = find_model(others.get("vae", "ltx")), find_model(others.get("encoder", "dinov2-l"))
+    vae, other = find_model(vae), find_model(encoder)
     size, side = size or entry["size"], entry["clip"]
     last = list(facts.points)[-1].partition(".")[0] if facts.language else "vision"
     layers = [p for p in points if p.startswith(f"{last}.")]

@@ -1,4 +1,4 @@
-"""Measures of boxes, masks, images and videos: IoU, mAP, edge F1, SSIM, LPIPS, motion, segments in time."""
+"""Measures of boxes, masks and images: IoU, mAP, edge F1, SSIM, LPIPS."""
 
 import contextlib
 

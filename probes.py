@@ -405,9 +405,8 @@ def without_duplicates(boxes, names, scores):
 
     One-to-one matching alone would need attention among queries, and more training images, to unlearn them.
     """
-    same = (metrics.box_iou(boxes[:, :, :, None], boxes[:, :, None]) > 0.5) & (
-        names[..., None] == names[:, :, None]
-    )
+    overlap = metrics.box_iou(boxes[:, :, :, None], boxes[:, :, None])
+    same = (overlap > 0.5) & (names[..., None] == names[:, :, None])
     surer = scores[:, :, None] > scores[..., None]
     return torch.where((same & surer).any(-1), 0.0, scores)
 
