@@ -173,7 +173,7 @@ stale = $(if $(command),$(if $(subst =$(command)=,,=$(if $(wildcard $@.args),$(s
 words = $(if $(filter own operations,$(key)),,$(filter-out $@ $(@D),$(command)))
 files = $(filter results/%.yaml results/%/answers.pt results/%/tracks.pt,$(words))
 folders = $(filter data/% results/%/features results/%/features-random results/%/planted,$(words))
-code = $(if $(filter $(CHEAP),$(key)),$(firstword $(command)) $(addsuffix .py,common stats metrics probes media))
+code = $(if $(filter $(CHEAP),$(key)),$(word 1,$(command)) $(addsuffix .py,common stats metrics probes media))
 more = $(and $(findstring features,$(key)),$(MEMORY:%=--max-memory %))$(and $(filter gate%,$(key)),>/dev/null)
 stamped = $(foreach f,$(files),$(if $(filter %/align.yaml %-layers.yaml,$f),$(dir $f).$(notdir $f),$f))
 needs = $(in.$(key)) $(folders:=/index.yaml) $(stamped) $(code) $(stale)

@@ -146,7 +146,7 @@ def read_results(folder):
     found = {}
     for path in sorted(folder.glob("*/*/*.yaml")):
         content = load_yaml(path)
-        if "stage" in content:
+        if "stage" in content and not path.stem.endswith("-layers"):  # those of --choose hold no result
             found.setdefault((path.parts[-3], path.parts[-2]), {})[path.stem] = content
     return found, {
         stem: load_yaml(folder / f"{stem}.yaml") for stem in STANDALONE if (folder / f"{stem}.yaml").is_file()

@@ -170,6 +170,8 @@ def test_what_the_stages_write_is_what_the_page_reads(tmp_path):
     ids, _ = write_squares(folder, boxes, 32)
     points = {"oracle": boxes[:, None, None, None].expand(-1, 1, 2, 2, -1) / 32}
     probe.main(["--features", plant_features(folder / "features", ids, points, folder / "data")])
-    align.main(test_align.planted(tmp_path / "planted/spaces", {"near": test_align.near(0.1)}))
+    args = test_align.planted(tmp_path / "planted/spaces", {"near": test_align.near(0.1)})
+    for chosen in ([], ["--choose", str(tmp_path / "planted/spaces/align-layers.yaml")]):  # no result
+        align.main([*args, *chosen])
     text = Page(built(tmp_path)[1]).text
     assert "planted on spaces, with planted" in text and "boxes1.000 [1.000, 1.000], baseline 0." in text
