@@ -1592,7 +1592,7 @@ def summary_of(found, alone, rows):
         text += f"* **Gate {r['gate']}: {PROGRAMME[r['gate']][0]} {about(r)}:** {r['result']['headline'] if r['result'] else 'missing, not evaluated yet'}.\n"
     text += f"\n## 1. Question and method\n\n{QUESTION}\n\nSplits are by source. Settings are chosen on val, scored "
     text += "on test, with baselines and 95% intervals over sources and seeds. A criterion passes if its interval clears "
-    text += "the threshold and that of its paired gain over the best baseline a tenth of the headroom. *: stand-in.\n\n"
+    text += "the threshold, and its paired gain a tenth of the headroom. *: stand-in.\n\n"
     for gate, (asks, *_) in PROGRAMME.items():
         here = [r for r in rows if r["gate"] == gate]
         text += f"## {gate + 1}. Gate {gate}: {asks[0].lower()}{asks[1:]}\n\n" + "".join(map(judged, here))
