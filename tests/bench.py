@@ -177,10 +177,9 @@ class Parts(dict):
         return next(x for _, x in self.weights.read([name]))
 
 
-def offloaded(network, folder=None):
-    """accelerate's offload of a network's layers, to its own files in `folder` or to the checkpoint's."""
+def offloaded(network):
+    """accelerate's offload of a network's layers, read from the checkpoint's file in place."""
     from accelerate import dispatch_model
-    from accelerate.utils import offload_state_dict
 
     model, weights, here = network.model, network.weights, "cpu" if network.device.type == "cpu" else "cuda:0"
     in_layers = [name for path in network.layers for name in network.names[path]]
@@ -191,19 +190,15 @@ def offloaded(network, folder=None):
         at_hand |= set() if path in network.layers else set(names)
     models.fill(model, weights, sorted(at_hand), network.device)
     names = [name for name in in_layers if name not in at_hand]
-    if folder:
-        offload_state_dict(folder, dict(weights.read(names)))
-        given = {"offload_dir": folder}
-    else:
-        count = collections.Counter(weights.where[name][:2] for name in names)
-        index = {}
-        for name in names:
-            file, key, _ = weights.where[name]
-            if count[file, key] == 1:
-                file = str(models.hub_file(weights.entry, file))
-                dtype = str(weights.like[name].dtype).removeprefix("torch.")
-                index[name] = {"safetensors_file": file, "weight_name": key, "dtype": dtype}
-        given = {"offload_index": index, "state_dict": Parts(weights, set(names) - set(index))}
+    count = collections.Counter(weights.where[name][:2] for name in names)
+    index = {}
+    for name in names:
+        file, key, _ = weights.where[name]
+        if count[file, key] == 1:
+            file = str(models.hub_file(weights.entry, file))
+            dtype = str(weights.like[name].dtype).removeprefix("torch.")
+            index[name] = {"safetensors_file": file, "weight_name": key, "dtype": dtype}
+    given = {"offload_index": index, "state_dict": Parts(weights, set(names) - set(index))}
     with warnings.catch_warnings():
         # single parameters, CogVLM2's boi and eoi
         warnings.filterwarnings("ignore", "The following device_map keys")
@@ -354,48 +349,39 @@ def layer_streaming(images=32, layers=24, width=1024, inner=4096, rounds=3):
 
     Warm, it computes with mapped pages. Cold, the page cache is empty before each of its passes and ours.
     """
-    with checkpoint(layers, width, inner) as folder, tempfile.TemporaryDirectory() as one_by_one:
+    with checkpoint(layers, width, inner) as folder:
         deepest, file = f"language.{layers - 1}", folder / "model.safetensors"
         network, inputs_of, points = network_of(folder, deepest)
         network.fill([])
         points = {name: points[name][0] for name in (f"language.{layers // 2 - 1}", deepest)}
-        peers = {"own": offloaded(network_of(folder, deepest)[0], one_by_one)}
-        peers["in_place"] = offloaded(network_of(folder, deepest)[0])
-        peers["held"] = network_of(folder, deepest)[0]
-        peers["held"].fill(peers["held"].needed)
+        peer, held = offloaded(network_of(folder, deepest)[0]), network_of(folder, deepest)[0]
+        held.fill(held.needed)
         rows = {}
         for batch, count, aim in ((1, images // 2, 5), (4, images, 2)):
             batches = [inputs_of(f) for f in noise(count, 32).split(batch)]
             left = []
 
             def drop(left=left):
-                forget(file, *(each.weights for each in (network, *peers.values())))
+                forget(file, network.weights, peer.weights, held.weights)
                 left.append(in_cache(file))
 
-            def ours(cold=False, batches=batches, drop=drop):
-                if cold:
-                    drop()
+            def ours(before=list, batches=batches):
+                before()
                 return streamed(network, points, batches)
 
-            def peer(name, before=None, batches=batches):
-                return one_after_another(peers[name], points, batches, before)
+            def theirs(which, before=None, batches=batches):
+                return one_after_another(which, points, batches, before)
 
-            features = ours()
-            apart = {name: difference(features, peer(name)) for name in ("own", "in_place")}
-            calls = {name: functools.partial(peer, name) for name in peers} | {"ours": ours}
-            calls["ours_cold"] = functools.partial(ours, cold=True)
-            calls["cold"] = functools.partial(peer, "in_place", drop)
-            took = in_turn(calls, rounds)
+            apart = difference(ours(), theirs(peer))
+            calls = {"ours": ours, "warm": functools.partial(theirs, peer)}
+            calls |= {"ours_cold": functools.partial(ours, drop), "held": functools.partial(theirs, held)}
+            took = in_turn(calls | {"cold": functools.partial(theirs, peer, drop)}, rounds)
             assert not any(left), f"{max(left)} bytes of {file} stayed in the page cache"
             what = f"{count} images, {file.stat().st_size / 1e9:.2f} GB of weights, micro-batches of {batch}"
             more = {"what": what, "all_in_memory_seconds": statistics.median(took["held"])}
-            for key, mine, theirs, name, note in (
-                ("", "ours", "own", "own", "its own folder, warm"),
-                ("_in_place", "ours", "in_place", "in_place", "safetensors in place, warm"),
-                ("_cold", "ours_cold", "cold", "in_place", "safetensors in place, cold"),
-            ):
-                more |= {"difference": apart[name], "peer": f"accelerate's disk offload, {note}"}
-                rows[f"batch{batch}{key}"] = row_of(took[mine], took[theirs], aim, apart[name] == 0, **more)
+            for key, mine in (("warm", "ours"), ("cold", "ours_cold")):
+                more |= {"difference": apart, "peer": f"accelerate's disk offload, in place, {key}"}
+                rows[f"batch{batch}_{key}"] = row_of(took[mine], took[key], aim, apart == 0, **more)
         return rows
 
 

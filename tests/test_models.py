@@ -9,6 +9,7 @@ from functools import cache
 from types import SimpleNamespace
 
 import huggingface_hub
+import published
 import pytest
 import torch
 import transformers
@@ -16,7 +17,6 @@ from conftest import ROOT
 from helpers import random_autoencoder
 from peft import LoraConfig, get_peft_model
 from published import INTERNVL2, internvl2_config, internvl2_layout
-from registry import LANGUAGE, PUBLISHED
 from safetensors.torch import load_file, save_file
 from test_families import SIDES, folder_of, noise
 
@@ -48,8 +48,8 @@ class ProcessorFacts:
 def full(name):
     """(model on the meta device, points, multiple) of an entry of the registry."""
     with torch.device("meta"):
-        model = (PUBLISHED | LANGUAGE)[name]()
-    if name in LANGUAGE:
+        model = published.network(published.config_of(name))
+    if MODELS[name]["kind"] == "language":
         return model, families.stack("language", "model.layers", len(model.model.layers)), None
     processor = None if name.startswith("internvl2") else ProcessorFacts()
     return (model, *families.family_of(model)(model, processor)[1:3])
@@ -67,11 +67,11 @@ def spelt_out(points):
 
 def test_every_entry_of_the_hub_states_facts_and_is_built_here():
     stated = {n for n, e in MODELS.items() if not e["path"].startswith(models.TINY) and e["kind"] != "video"}
-    assert {*PUBLISHED, *LANGUAGE} == set(models.FACTS) == stated
+    assert set(published.ENTRIES) == set(models.FACTS) == stated
     assert all(models.KIND_OF_TYPE[MODELS[name]["type"]] == MODELS[name]["kind"] for name in stated)
 
 
-@pytest.mark.parametrize("name", [*PUBLISHED, *LANGUAGE])
+@pytest.mark.parametrize("name", published.ENTRIES)
 def test_the_points_and_parameters_of_the_full_size_model_are_the_stated_ones(name):
     model, points, multiple = full(name)
     entry, stacks = MODELS[name], {"vision": [], "language": []}
@@ -84,7 +84,7 @@ def test_the_points_and_parameters_of_the_full_size_model_are_the_stated_ones(na
     found = {"params": numel(model), "head": head, "layer": max(layers, default=0), "outside": outside}
     assert found == {k: pytest.approx(1e9 * entry[k], rel=0.01) for k in found}
     numbers = set(re.findall(r"\d+", str(vars(model.config))))
-    if name in LANGUAGE:
+    if MODELS[name]["kind"] == "language":
         assert entry["language"][0] == len(layers) and str(entry["language"][1]) in numbers
         return
     assert list(points) == spelt_out(cost.registry_row(entry)["points"])
