@@ -241,7 +241,7 @@ def run_info(args, started, script="", **more):
     for library in LIBRARIES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[library] = importlib.metadata.version(library)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # KiB on Linux
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9  # KiB on Linux
     if torch.cuda.is_available():
         driver = re.search(r"\d{3,}[.\d]+", Path(DRIVER).read_text()) if Path(DRIVER).exists() else None
         versions |= {"cuda": torch.version.cuda, "driver": driver and driver[0]}

@@ -174,7 +174,7 @@ def open_model(job):
     whole_tokens(args.size, multiple, args.model)
     job.points, job.modules = points, chosen(args, points)
     job.with_grid = {*points, "pixels"} - without_grid(points)
-    job.later = {p for p in points if sees_later_frames(job.model, p)}
+    job.sees_later = {p for p in points if sees_later_frames(job.model, p)}
     job.question_points = points_of_questions(job)
     job.written = job.modules | {new: job.modules[old] for new, old in job.question_points.items()}
 
@@ -372,7 +372,7 @@ def new_job(args):
     job.still = alone and length > 1 and "freeze" in data
     job.facts = {"model": entry["name"], "kind": entry["kind"], "weights": job.plan["weights"]}
     job.facts |= {"expert": args.expert} if args.expert else {}
-    job.reduce, job.maps, job.again = args.reduce, {}, None
+    job.reduce, job.maps, job.overflowed = args.reduce, {}, None
     return job
 
 
@@ -404,25 +404,25 @@ def one_model(args, started):
     job = new_job(args)
     rank, ranks = share(args.shard)
 
-    def left():
+    def remaining():
         return [s for s in range(rank, -(-len(job.items) // job.shard_items), ranks) if not done(job.out, s)]
 
     modules = None
     if (job.out / "plan.yaml").exists() and (job.out / "modules.yaml").exists():
         before = load_yaml(job.out / "plan.yaml")
         job.shard_items = before["shard_items"]
-        modules = None if left() else load_yaml(job.out / "modules.yaml")
+        modules = None if remaining() else load_yaml(job.out / "modules.yaml")
     if modules is None:
         print(f"device {job.device.type} ({job.why})")
         settle(job)
         modules = job.written
-        job.again = [] if job.precision == "float16" and not args.dtype and not args.random_init else None
-        compute(job, left())
-        if job.again:
-            print(
-                f"non-finite values in fp16: {len(job.again)} shards again, with the residual stream in fp32"
-            )
-            todo, job.again, job.precision = job.again, None, "mixed"
+        job.overflowed = (
+            [] if job.precision == "float16" and not args.dtype and not args.random_init else None
+        )
+        compute(job, remaining())
+        if job.overflowed:
+            print(f"non-finite values in fp16: {len(job.overflowed)} shards again, residual stream in fp32")
+            todo, job.overflowed, job.precision = job.overflowed, None, "mixed"
             job.model = job.network = job.weights = None
             gc.collect()  # replaced forwards refer to their model in circles
             torch.cuda.empty_cache()
@@ -495,14 +495,14 @@ def side_by_side(args, started):
 def write_fused(job, point, others, read_a, read_b):
     """Write the shards of `fused.<p>`: a point of the first model beside each of `others` of the second."""
     args, a, b = job.args, read_a.index, read_b.index
-    job.written, job.later = {}, set()
+    job.written, job.sees_later = {}, set()
     for p in others:
         rows = a["points"][point], b["points"][p]
         job.written[f"fused.{p}"] = f"{a['model']}: {rows[0]['module']}, {b['model']}: {rows[1]['module']}"
         if not all(row.get("causal", True) for row in rows):
-            job.later.add(f"fused.{p}")
+            job.sees_later.add(f"fused.{p}")
     job.with_grid = job.stored = {*job.written, "pixels"}
-    job.precision, job.again = b["run"]["dtype"], None
+    job.precision, job.overflowed = b["run"]["dtype"], None
     grids = {id(read): math.prod(read.index["points"]["pixels"]["shape"][:3]) for read in (read_a, read_b)}
     coarser = min((read_a, read_b), key=lambda read: grids[id(read)])
     seconds = a["seconds_per_item"], b["seconds_per_item"]
@@ -515,7 +515,7 @@ def write_fused(job, point, others, read_a, read_b):
             job.args = argparse.Namespace(**vars(args) | {"batch": job.shard_items})
             shard = shard_of(job, number)
             rows = torch.arange(len(shard.ids)) + number * job.shard_items
-            shard.left["pixels"] = {0}
+            shard.remaining["pixels"] = {0}
             shard.add(0, "pixels", coarser("pixels", rows))
             for p in others:
                 shard.add(0, f"fused.{p}", fuse(read_a(point, rows), read_b(p, rows)))

@@ -79,11 +79,11 @@ def directions(moments, k):
         parts.append(F.normalize(slopes @ explained[:, : max(int(k * SHARES[name]), 1)], dim=0))
     parts.append(torch.linalg.eigh(cov)[1].flip(1)[:, : int(k * PRINCIPAL)])
     basis = torch.linalg.qr(torch.cat(parts, 1))[0]
-    left = k - basis.shape[1]
+    rest_width = k - basis.shape[1]
     generator = torch.Generator().manual_seed(0)
-    rest = torch.randn(width, left, generator=generator, dtype=cov.dtype)
+    rest = torch.randn(width, rest_width, generator=generator, dtype=cov.dtype)
     rest = torch.linalg.qr(rest - basis @ (basis.T @ rest))[0]
-    scale = ((width - basis.shape[1]) / left) ** 0.5
+    scale = ((width - basis.shape[1]) / rest_width) ** 0.5
     return {"mean": moments.mean(), "directions": torch.cat([basis, scale * rest], 1).float()}
 
 
@@ -221,11 +221,11 @@ class Shard(Batches):
         self.number = number
         self.ids = [item["id"] for item in items]
         self.tokens, self.means, self.pooled = {}, {}, {}
-        self.left = {point: set(range(len(self.starts))) for point in job.written}
+        self.remaining = {point: set(range(len(self.starts))) for point in job.written}
 
     def add(self, k, point, x):
         """Features [n, t, h, w, D] of micro-batch k."""
-        if k not in self.left.get(point, ()):  # repeated after an out-of-memory error
+        if k not in self.remaining.get(point, ()):  # repeated after an out-of-memory error
             return
         if self.job.still:
             x = x.expand(-1, self.job.steps, -1, -1, -1)
@@ -235,8 +235,8 @@ class Shard(Batches):
         row["nonfinite"] += int((~x.isfinite()).sum())
         if point in self.job.stored:
             self.keep(k, point, x)
-        self.left[point].discard(k)
-        if not self.left[point]:
+        self.remaining[point].discard(k)
+        if not self.remaining[point]:
             self.complete(point)
 
     def keep(self, k, point, x):
@@ -269,15 +269,15 @@ class Shard(Batches):
         for key, (names, value) in marks.items():
             for point in set(self.pooled) - names:
                 self.pooled[point][key] = value
-        for point in self.job.later & set(self.pooled):
+        for point in self.job.sees_later & set(self.pooled):
             self.pooled[point]["causal"] = False
 
     def finish(self, seconds):
         """Add the pixels and mark the shard as complete, unless it is to be computed again."""
-        self.left["pixels"] = set(range(len(self.starts)))
+        self.remaining["pixels"] = set(range(len(self.starts)))
         self.add_pixels([row["shape"][:3] for p, row in self.pooled.items() if p in self.job.with_grid])
-        if self.job.again is not None and any(row["nonfinite"] for row in self.pooled.values()):
-            self.job.again.append(self.number)
+        if self.job.overflowed is not None and any(row["nonfinite"] for row in self.pooled.values()):
+            self.job.overflowed.append(self.number)
         else:
             self.write_marker(seconds)
 
@@ -378,9 +378,9 @@ def layer_by_layer(job, capture, batches, budget):
         if not done:  # written points stay; the rest is repeated in smaller rounds
             budget = smaller(budget, made, job)
         ended, todo = todo[:done], todo[done:]
-        left = {id(one) for one, _ in todo}
+        remaining = {id(one) for one, _ in todo}
         for one in dict.fromkeys(one for one, _ in ended):
-            if id(one) not in left:
+            if id(one) not in remaining:
                 one.finish([])
 
 

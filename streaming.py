@@ -39,8 +39,8 @@ def capturing(model, modules):
             if point not in here.only:
                 return
             here.seen[point] = (output[0] if isinstance(output, tuple) else output).clone()
-            here.left.discard(point)
-            if not here.left:
+            here.remaining.discard(point)
+            if not here.remaining:
                 raise AllCaptured
 
         return capture_output
@@ -48,11 +48,11 @@ def capturing(model, modules):
     @torch.inference_mode()
     def run(inputs, seen=None, only=modules):
         seen = {} if seen is None else seen
-        here.seen, here.only, here.left = seen, only, set(only)
+        here.seen, here.only, here.remaining = seen, only, set(only)
         try:
             with contextlib.suppress(AllCaptured):
                 model(**inputs)
-            assert not here.left, f"points never reached: {sorted(here.left)}"
+            assert not here.remaining, f"points never reached: {sorted(here.remaining)}"
         finally:
             here.seen = None
         return seen
@@ -94,7 +94,7 @@ def wait_for(device):
 # ---------------------------------------------------------------- weights, read only when needed
 
 # modules outside the stacks, hardly ever called before the last point is captured
-LATER = ("lm_head", "text_model", "predictor", "decoder")
+ON_DEMAND = ("lm_head", "text_model", "predictor", "decoder")
 
 
 def parents(path):
@@ -105,7 +105,7 @@ def parents(path):
 
 class Network:
     """A network that reads only the weights it needs: those outside the layer stacks, and of layers up to the
-    deepest point. LATER modules are read when they are called.
+    deepest point. ON_DEMAND modules are read when they are called.
 
     layers: module paths of the points vision.<i> and language.<i>; needed: those up to the deepest point;
     outside: names of the weights in no layer.
@@ -118,15 +118,15 @@ class Network:
         ]
         reached = {points[name][0] for name in list(points)[: list(points).index(deepest) + 1]}
         self.needed = [path for path in self.layers if path in reached]
-        later = [path for path, _ in model.named_modules() if path.rpartition(".")[2] in LATER]
+        on_demand = [path for path, _ in model.named_modules() if path.rpartition(".")[2] in ON_DEMAND]
         within = {parent for path in self.layers for parent in parents(path)}
-        later = [path for path in later if path not in within]
+        on_demand = [path for path in on_demand if path not in within]
         self.names = {}
-        for path in [*self.layers, *later]:
+        for path in [*self.layers, *on_demand]:
             self.names[path] = [name for name in weights.like if name.startswith(f"{path}.")]
         apart = set().union(*self.names.values())
         self.outside = [name for name in weights.like if name not in apart]
-        for path in later:
+        for path in on_demand:
             self.when_called(path, functools.partial(self.fill_and_call, path))
 
     def when_called(self, path, call):

@@ -127,7 +127,7 @@ def stages_of(work):
     for path in sorted(work.glob("results/**/*.yaml")):
         run = common.load_yaml(path).get("run")
         if run:
-            found = {"seconds": run["seconds"], "ram": run["peak_memory_gb"] * 2**30}
+            found = {"seconds": run["seconds"], "ram": run["peak_memory_gb"] * 1e9}
             stages[str(path.relative_to(work))] = found | {"streamed": run.get("streamed", False)}
     return stages
 
