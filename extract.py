@@ -553,7 +553,11 @@ def get_args(argv):
     add("--overwrite", action="store_true", help="delete features in --out that have other settings")
     add("--shard", help="i/n: only every n-th shard, starting with the i-th (0-based)")
     add("--list", action="store_true", help="print the registry and stop")
-    add("--cost", action="store_true", help="print what a gate costs with --model, and stop")
+    add(
+        "--cost",
+        action="store_true",
+        help="print what a gate costs (--n, --points, --reduce, --size), and stop",
+    )
     add("--gate", default="1", help="with --cost: the gate")
     add("--n", type=int, default=500, help="with --cost: images")
     add("--check", action="store_true", help="compare --model with its library on two photographs, and stop")
@@ -565,7 +569,7 @@ def main(argv=None):
     if args.list or args.cost:
         import cost
 
-        how = {"n": args.n, "points": args.points, "reduce": args.reduce}
+        how = {key: getattr(args, key) for key in ("n", "points", "reduce", "size")}
         return cost.print_list() if args.list else cost.print_cost(find_model(args.model), args.gate, **how)
     if args.check:
         from check import check_model
