@@ -534,9 +534,7 @@ def get_args(argv):
     add("--grids", help="points whose tokens are stored: all (images), none (clips), middle, or names")
     add("--reduce", type=int, default=0, metavar="K", help="store wider tokens as K numbers (0: as they are)")
     add("--store", choices=("fp16", "fp32"), default="fp16", help="fp16 becomes fp32 where values overflow")
-    add(
-        "--dtype", choices=DTYPES, help="of computing; mixed: fp16 matrices, fp32 stream (default: by device)"
-    )
+    add("--dtype", choices=DTYPES, help="mixed: fp16 matrices, fp32 stream (default: by device)")
     add("--size", type=int, help="image side in pixels (default: the registry's, for images or clips)")
     add("--tiles", choices=("base", "all"), help="LLaVA-NeXT, -OneVision: one tile, or 2 x 2 tiles")
     add("--batch", type=int, default=8, help="items in a micro-batch")
@@ -553,11 +551,7 @@ def get_args(argv):
     add("--overwrite", action="store_true", help="delete features in --out that have other settings")
     add("--shard", help="i/n: only every n-th shard, starting with the i-th (0-based)")
     add("--list", action="store_true", help="print the registry and stop")
-    add(
-        "--cost",
-        action="store_true",
-        help="print what a gate costs (--n, --points, --reduce, --size), and stop",
-    )
+    add("--cost", action="store_true", help="print a gate's cost (--n, --points, --reduce, --size), and stop")
     add("--gate", default="1", help="with --cost: the gate")
     add("--n", type=int, default=500, help="with --cost: images")
     add("--check", action="store_true", help="compare --model with its library on two photographs, and stop")

@@ -266,9 +266,10 @@ def test_shards_computed_apart_give_the_same_bytes_as_one_process(small_vlm, ima
 @pytest.mark.slow
 def test_killed_after_a_shard_the_next_run_of_two_ranks_completes_the_folder(small_vlm, tmp_path):
     data, out = write_set(tmp_path / "data", noise(260, 48)), tmp_path / "killed"
-    run(small_vlm, data, tmp_path / "whole", *VLM)
+    flags = *VLM, "--reduce", "12"
+    run(small_vlm, data, tmp_path / "whole", *flags)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command = [*launch, HERE / "extract.py", "--model", small_vlm, "--data", data, "--out", out, *VLM]
+    command = [*launch, HERE / "extract.py", "--model", small_vlm, "--data", data, "--out", out, *flags]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True)
     deadline = time.time() + 120
     while not list(out.glob("pooled/*.pt")) and time.time() < deadline:
