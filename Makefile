@@ -17,7 +17,7 @@ FROZEN ?= first middle
 POINTS ?= quarters
 FORMAT ?= voc
 PLANTED_POINTS ?= $(if $(filter-out tiny tiny-semantic,$(MODEL)),quarters,vision.3,merger,language.1)
-SIZES ?= $(if $(SMALL),64 96 144,224 336 448)
+SIZES ?= $(if $(SMALL),64 96 144,$(if $(filter llava% internvl% cogvlm2%,$(notdir $(MODEL))),,224 336) 448)
 PAST ?= $(if $(SMALL),8,9)
 HORIZON ?= 16
 FRAMES ?= $(shell expr $(PAST) + $(HORIZON))
@@ -48,12 +48,11 @@ last_name := s:(/[0-9]+)+(/|$$):\2:g; s:/(adapter|model)$$::; s:.*/(.+)/(.+)/tun
 name = $(shell echo $(abspath $1) | sed -E '$(last_name)')# as common.py's folder_name
 M := $(call name,$(MODEL))
 S := $(call name,$(ENCODER))
-PATHS := $S+$M=$(ENCODER)+$(MODEL) $(foreach m,$(MODEL) $(COMPARED) $(VAE) $(ENCODER),$(call name,$m)=$m)
+PATHS := $(foreach m,$(MODEL) $(COMPARED) $(VAE) $(ENCODER),$(call name,$m)=$m)
 path = $(firstword $(patsubst $1=%,%,$(filter $1=%,$(PATHS))))
 R := results/$M/$D
 P := results/$M/$(CLIP)
 V := results/$(call name,$(VAE))/$D/features
-H := results/$S+$M/$D/features
 MOTION := results/$M/$(MOVING)
 TRACKS := results/$M/$(TRAJECTORIES)
 SCREENED := $(foreach m,$(COMPARED),results/$(call name,$m)/$D)
@@ -81,7 +80,7 @@ cmd.operations = operations.py read $(ROOT:%=--root %) $(N:%=--n %) --seed 42 --
 # ---- features: results/<model>/<data>/features, also <data>@<size>; features-random: the untrained network
 model = $(word 2,$(subst /, ,$@))
 data = $(word 3,$(subst /, ,$@))
-points = $(if $(filter $(MODEL) $(COMPARED) $(ENCODER)+$(MODEL),$(call path,$(model))),$(POINTS),quarters)
+points = $(if $(filter $(MODEL) $(COMPARED),$(call path,$(model))),$(POINTS),quarters)
 F = results/$(model)/$(data)
 how = $(addprefix --size ,$(word 2,$(subst @, ,$(data)))) $(if $(filter $(MOVING)%,$(data)),--single-frames 8)
 tokens = $(or $(if $(filter $(MOVING),$(data)),$(GRIDS)),$(if $(filter $(MOVING)-%,$(data)),none),all)
@@ -89,14 +88,14 @@ encode = extract.py --model $(call path,$1) --data $2 $3 --overwrite $(REDUCE:%=
 features = $(call encode,$(model),data/$(firstword $(subst @, ,$(data))),$1 $(how) --grids $(tokens))
 cmd.features/index.yaml = $(call features,--points $(points))
 chosen = --points-of $F/probe-layers.yaml $(if $(filter $F,$R),$F/align-layers.yaml)
-cmd.features-random/index.yaml = $(call features,--random-init\
-	$(if $(filter %-past,$(data)),--points $(points),$(chosen)))
+cmd.features-random/index.yaml = $(call features,--random-init $(chosen))
 both = --features $1/features --random $1/features-random
 frozen = $(if $(filter $(MOVING),$(data)),--frozen $(FROZEN:%=$F-%/features))
 oracle = $(if $(filter-out $(MOVING),$(filter $D,$(data))),$V)
 adapt = adapt.py $1 --latents $V --align $R/align.yaml --vae $(VAE) --evaluator $(ENCODER)
 evaluate = gate.py evaluate $1 --results $(@D) --set "$(SET)" $(to)
-cmd.probe-layers.yaml = probe.py --features $F/features $(frozen) --seed $(SEED) --choose $@
+cmd.probe-layers.yaml = $(if $(filter %-past,$(data)),$(ahead_of) --past $(PAST),probe.py --features\
+	$F/features $(frozen)) --seed $(SEED) --choose $@
 cmd.align-layers.yaml = align.py --features $F/features --target $V --seed $(SEED) --choose $@
 cmd.probe.yaml = probe.py $(call both,$(@D)) $(oracle:%=--oracle %) $(frozen) $(to)
 cmd.align.yaml = align.py $(call both,$(@D)) --target $V --study $(@D)/alignment-study.md $(to)
@@ -107,9 +106,8 @@ in.gate1.yaml = $(addsuffix /probe.yaml,$R $(MOTION) results/$S/$D) $R/align.yam
 cmd.adapt-scaling.yaml = $(call adapt,scaling) --features $R/features $(ADAPT) $(SCALING) $(to)
 cmd.adapt-ablation.yaml = $(call adapt,ablation) --features $R/features $(ADAPT) $(ABLATION)\
 	--at $(patsubst %,$R@%/features,$(filter-out $(if $(SMALL),96,448),$(SIZES))) $(to)
-cmd.adapt-hybrid.yaml = $(call adapt,hybrid) --features $H/$M --spatial $H/$S --random $R/features-random\
-	$(ADAPT) $(ABLATION) $(to)
-in.adapt-hybrid.yaml = $H/index.yaml
+cmd.adapt-hybrid.yaml = $(call adapt,hybrid) --features $R/features --random $R/features-random\
+	--spatial results/$S/$D/features $(ADAPT) $(ABLATION) $(to)
 cmd.adapt-prompt.yaml = adapt.py prompt --features $(@D)/features --video $(VIDEO) $(ADAPT) $(to)
 cmd.video-coherence.yaml = video.py coherence --model $(VIDEO) --data data/$(MOVING) --evaluator $(ENCODER)\
 	--adapter $(@D)/conditioning-prompt.pt $(or $(COHERENCE),$(if $(SMALL),--seeds 2 --strengths 0.5)) $(to)
@@ -123,8 +121,9 @@ in.gate2.yaml = $(addprefix $R/adapt-,scaling.yaml ablation.yaml hybrid.yaml) $(
 # ---- gate 3: does anything predict? gate 4: can pixels verify? On clips: DATA, or data/future
 window = --data data/$(CLIP) --past $(PAST) --horizon $(HORIZON)
 ahead = video.py $1 --model $(VIDEO) $(window) --evaluator $(ENCODER) $(to)
-cmd.predict-latents.yaml = predict.py $(call both,$P-past) --last $P-last/features --data data/$(CLIP)\
-	--vae $(VAE) --past $(PAST) $(or $(PREDICT),$(if $(SMALL),--epochs 30)) $(to)
+ahead_of = predict.py --features $P-past/features --last $P-last/features --data data/$(CLIP) --vae $(VAE)
+cmd.predict-latents.yaml = $(ahead_of) --past $(PAST) --random $P-past/features-random\
+	$(or $(PREDICT),$(if $(SMALL),--epochs 30)) $(to)
 cmd.video-continue.yaml = $(call ahead,continue) $(CONTINUE)
 cmd.video-futures.yaml = $(call ahead,futures) $(FUTURES)
 cmd.explain-describe.yaml = explain.py describe --model $(MODEL) --generated $P/generated $(DESCRIBE) $(to)
@@ -138,7 +137,7 @@ in.planted/index.yaml = $P/video-continue.yaml
 cmd.planted-features = $(call encode,$(here),$P/planted,--points $(layers) --grids all)
 cmd.explain-planted.yaml = explain.py describe --model $(MODEL) --generated $P/planted --frames 16 $(to)
 cmd.verify.yaml = verify.py score --rollouts $P/planted --latents $(VERIFIERS)\
-	--futures $P/video-futures.yaml --words $P/explain-planted-actions.pt $(to)
+	--words $P/explain-planted-actions.pt $(to)
 in.verify.yaml = $(VERIFIERS:=/index.yaml) $P/explain-planted.yaml motion.py
 cmd.gate4.yaml = $(call evaluate,4)
 in.gate4.yaml = $P/verify.yaml

@@ -186,7 +186,7 @@ def token_r2(x, y, split, source, n_perm=0, seed=0):
     errors, squares = torch.full((2, n, sum(widths)), math.nan, dtype=torch.float64)
     for rows in chunks(torch.cat([val, test]), x, targets):
         truth = targets[rows]  # of these items nothing is permuted
-        errors[rows], squares[rows] = (z.square().sum(1).double() for z in (predict(rows) - truth, truth))
+        errors[rows], squares[rows] = (z.square().sum(1).double() for z in (predict(x[rows]) - truth, truth))
 
     def r2_of(items, error, square):
         return 1 - stats.ratio(error[items].sum(1), square[items].sum(1))

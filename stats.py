@@ -139,6 +139,14 @@ def paired_test(a, b, sources, seed=0):
     return found | {"p": 2 * float(stdtr(free, -abs(mean) / variance**0.5)) if variance else float(mean == 0)}
 
 
+def ratio_interval(a, b, sources):
+    """(mean a / mean b, low, high) of scores [seeds, n]; the interval of a - ratio * b over mean b."""
+    a, b = rows_of(a), rows_of(b)
+    found = (a.double().mean() / b.double().mean()).item()
+    _, low, high = mean_interval((a - found * b) / b.double().mean(), sources)
+    return found, *sorted((found + low, found + high))
+
+
 def ratio(values, reference):
     """Linearised ratio of two means, one value per item, to resample items (Cochran 1977, section 6.4).
     values: [n] or [seeds, n]; reference: [n]. None if the reference is zero."""
@@ -379,7 +387,7 @@ def moments(x, y, rows):
 
 
 def token_map(x, y, widths, train, val):
-    """Primal ridge from every token to its target: a function items -> [b, K, C].
+    """Primal ridge from every token to its target: a function of tokens [b, K, D] -> [b, K, C].
 
     x [n, K, D] and y [n, K, C], tensors or `Lazy`, are read in chunks. widths: of the tasks in C. Each task's
     penalty is the best on the items `val`: leave-one-token-out would leak inside images.
@@ -397,7 +405,7 @@ def token_map(x, y, widths, train, val):
     best = torch.stack([e.mean(1).argmin() for e in errors.split(widths, 1)])
     best = best.repeat_interleave(torch.tensor(widths))
     weight = maps[best, :, torch.arange(len(best))].T
-    return lambda items: (x[items] - mean) @ weight + centre
+    return lambda tokens: (tokens - mean) @ weight + centre
 
 
 def token_ridge(x, targets, train, val):
@@ -407,7 +415,7 @@ def token_ridge(x, targets, train, val):
     predict = token_map(x, y, widths, train, val)
     found = {task: torch.empty(t.shape, device=t.device) for task, t in targets.items()}
     for rows in chunks(torch.arange(n), x, y):
-        for task, part in zip(targets, predict(rows).split(widths, -1), strict=True):
+        for task, part in zip(targets, predict(x[rows]).split(widths, -1), strict=True):
             found[task][rows] = part
     return found
 

@@ -26,6 +26,7 @@ from torch.nn import functional as F
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import adapt
+import adapters
 import align
 import gate
 import media
@@ -273,7 +274,7 @@ def measure_adapter(pool, kind, n, g, noise=0.0):
     def loss(model, items, *_):
         return (model(x[items]) - y[items]).square().mean()
 
-    adapters = [training.train(lambda: adapt.Mlp(*shape), loss, split, seed, how)[0] for seed in range(2)]
+    adapters = [training.train(lambda: adapters.Mlp(*shape), loss, split, seed, how)[0] for seed in range(2)]
     originals = torch.cat([pool.items[i]["frames"] for i in pick.tolist()])
     mean_image = originals[split["train"]].float().mean(0).round().byte()
 
@@ -286,7 +287,7 @@ def measure_adapter(pool, kind, n, g, noise=0.0):
             return distance(images.contiguous(), target).unflatten(0, (-1, len(test)))
 
         with torch.inference_mode():
-            decoded = torch.cat([adapt.decode(decoder["vae"], m(x[test])) for m in adapters])
+            decoded = torch.cat([adapters.decode(decoder["vae"], m(x[test])) for m in adapters])
         other = decoded.unflatten(0, (2, -1)).roll(1, 1).flatten(0, 1)
         baselines = {"mean_image": scores(mean_image.expand_as(decoded[: len(test)]))}
         baselines["other_item"] = scores(other)
@@ -305,7 +306,7 @@ def with_decoder(pool):
     with contextlib.redirect_stderr(io.StringIO()):
         distance, name = metrics.load_lpips()
     latents = ((torch.cat(parts).permute(0, 2, 3, 4, 1) - vae.latents_mean) / vae.latents_std)[:, 0]
-    pool.decoder = {"vae": vae, "latents": latents, "images": adapt.decode(vae, latents)}
+    pool.decoder = {"vae": vae, "latents": latents, "images": adapters.decode(vae, latents)}
     pool.decoder |= {"lpips": distance, "stand_in": name != "lpips"}
     return pool
 

@@ -141,7 +141,7 @@ def test_another_value_makes_again_what_depends_on_it_and_so_does_the_way_back(
         ("probe.py", {"probe.py", "gate.py"}),
         ("gate.py", {"gate.py"}),
         ("align.py", {"align.py", "gate.py"}),
-        ("common.py", {"probe.py", "align.py", "verify.py", "explain.py", "gate.py"}),
+        ("common.py", {"probe.py", "align.py", "predict.py", "verify.py", "explain.py", "gate.py"}),
     ],
 )
 def test_an_edited_script_makes_again_what_is_cheap_and_warns_of_what_is_costly(make, script, again):

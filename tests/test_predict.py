@@ -9,8 +9,8 @@ from helpers import changed, holds, plant_features, random_autoencoder
 from torch.nn import functional as F
 
 import data
-import motion
 import predict
+import predictors
 from common import load_yaml, write_items
 
 PAST, LENGTH, N = 4, 14, 90
@@ -73,10 +73,14 @@ def test_noise_is_not_predictable_and_where_nothing_moves_copying_is_perfect(tmp
 def test_a_future_that_the_tokens_name_is_predicted_and_more_clips_are_better(tmp_path):
     line, noise = world(tmp_path, "known"), {"language.0": torch.randn(N, 2, 2, 2, 4)}
     random = plant_features(tmp_path / "random", NAMES, noise, tmp_path / "past")
-    found = run(line, random=random, variants="sanity,single,multi,causal,contrastive,action")
+    found = run(line, random=random, variants="sanity,single,multi,contrastive,action,pixels")
     assert {"single", "multi", "causal"} <= set(found["predicts"].split(", "))
     rows, record = found["variants"], found["criteria"]["prediction"]
     holds(rows["multi"], "cosine > 0.9, p_holm < 0.01, static == False")
+    # pixels goes on from the heads of causal, which are trained for it: half of the steps, at the full rate
+    pixels, causal = (found["training"][name] for name in ("pixels", "causal"))
+    assert pixels["steps"] == causal["steps"] and pixels["lr"] == causal["lr"] == 3e-3
+    assert rows["pixels"]["l1"] < rows["causal"]["l1"] + 0.01
     assert max(rows[n]["cosine"] for n in predict.CONTROLS) < rows["multi"]["cosine"] - 0.1
     assert record["gain_low"] > 0 and found["variant"] in rows and found["gain"] > 0.3
     assert set(record["baselines"]) == {"copy", "mean_future", "nearest", *predict.CONTROLS}
@@ -95,7 +99,7 @@ def test_a_future_that_the_tokens_name_is_predicted_and_more_clips_are_better(tm
     assert all(rows["oracle"]["l1"] <= rows[n]["l1"] for n in ("copy", "linear", "mean_future", "nearest"))
     sizes, errors = list(scaling["sizes"]), [r["error"] for r in scaling["sizes"].values()]
     assert len(sizes) == 5 and sizes == sorted(sizes) and sizes[-1] == found["train_clips"]
-    assert errors[-1] < errors[0] and scaling["fit"]["exponent"] > 0 and scaling["copy_error"] > errors[-1]
+    assert errors[-1] < errors[0] and scaling["copy_error"] > errors[-1]
 
 
 def test_baselines_read_the_past_and_train_clips(monkeypatch):
@@ -105,9 +109,11 @@ def test_baselines_read_the_past_and_train_clips(monkeypatch):
     z[8, :PAST] = z[3, :PAST] + 0.01  # the first test clip is nearest to train clip 3
     now, future = z[:, PAST - 1], z[:, PAST:]
     w = SimpleNamespace(args=SimpleNamespace(past=PAST), split=split, z=z, horizons=[1, 2], length=PAST + 2)
-    w.present, w.future, w.vae = now, future, None
+    w.present, w.future, w.vae, w.ahead = now, future, None, [PAST, PAST + 1]
     w.frames = torch.randint(0, 256, (n, PAST + 2, 16, 16, 3), generator=g).byte()
-    monkeypatch.setattr(predict, "encode_generated_clips", lambda vae, x: torch.zeros(len(x), 1, 2, 2, 3))
+    monkeypatch.setattr(
+        predict.models, "encode_generated_clips", lambda vae, x: torch.zeros(len(x), 1, 2, 2, 3)
+    )
     latent, pixels = predict.baseline_predictions(w)
     assert torch.equal(latent["copy"][0, :, 1], now[8:]) and torch.equal(latent["oracle"][0], future[8:])
     assert torch.equal(latent["nearest"][0, 0], future[3])
@@ -117,23 +123,12 @@ def test_baselines_read_the_past_and_train_clips(monkeypatch):
     assert torch.equal(pixels["copy"][:, 1], w.frames[8:, PAST - 1])
 
 
-def test_the_time_of_a_prediction_that_is_some_frames_off_is_found():
-    z = torch.cumsum(torch.randn(20, 30, 2, 2, 3, generator=torch.Generator().manual_seed(0)), 1)
-    facts = {"args": SimpleNamespace(past=8), "length": 30, "z": z, "split": {"test": torch.arange(20)}}
-    w = SimpleNamespace(**facts, horizons=[1, 2, 4, 8, 16])
-    for shift in motion.SHIFTS:
-        x = torch.stack([z[:, 7 + h + shift] for h in w.horizons], 1)[None]
-        assert predict.best_shift(w, x) == shift
-    assert predict.best_shift(w, z[:, 7:8].expand(-1, 5, -1, -1, -1)[None]) == -2  # a copy: the earliest
-    assert predict.best_shift(SimpleNamespace(**facts, horizons=[1]), x[:, :, :1]) is None
-
-
 def test_causal_attention_reads_nothing_later_and_a_difference_starts_as_a_copy():
     x, seen, none = torch.randn(3, 4, 2, 2, 5), [], torch.zeros(3, dtype=torch.long)
     later, present = torch.cat([x[:, :3], torch.randn(3, 1, 2, 2, 5)], 1), torch.randn(3, 2, 2, 3)
     for time in ("causal", "both"):
         torch.manual_seed(0)
-        m = predict.Predictor((4, 2, 2, 5), (2, 2), 3, [1, 2], time, delta=True).eval()
+        m = predictors.Predictor((4, 2, 2, 5), (2, 2), 3, 2, time, delta=True).eval()
         m.over_time.register_forward_hook(lambda module, given, out: seen.append(out))
         with torch.no_grad():
             assert all(torch.equal(m(given, none, present, none), present) for given in (x, later))
@@ -144,7 +139,7 @@ def test_causal_attention_reads_nothing_later_and_a_difference_starts_as_a_copy(
 @pytest.mark.parametrize(("grid", "shape"), GRIDS)
 def test_neighbours_are_merged_without_loss_where_the_grid_allows(grid, shape):
     x = torch.randn(2, *grid)
-    y, f = predict.merged(x), grid[1] // shape[1]
+    y, f = predictors.merged(x), grid[1] // shape[1]
     assert tuple(y.shape[1:]) == shape
     if x.numel() == y.numel():
         assert torch.equal(y[:, :, 1, 0], x[:, :, f : 2 * f, :f].flatten(2))
@@ -156,17 +151,10 @@ def test_info_nce_is_cross_entropy_and_ignores_negatives_that_equal_the_truth():
     near, loss = truth + 0.1 * torch.randn(truth.shape, generator=g), 0
     for k in range(5):
         similar = F.cosine_similarity(torch.cat([truth, hard[k]]).flatten(1), near[k].flatten(), dim=1)
-        loss -= (similar / predict.TEMPERATURE).log_softmax(0)[k] / 5
-    assert torch.allclose(predict.info_nce(near, truth, hard), loss, atol=1e-6)
-    alone = predict.info_nce(truth, truth, truth[:, None])
-    assert torch.allclose(alone, predict.info_nce(truth, truth, -truth[:, None]), atol=1e-5)
-
-
-def test_a_planted_power_law_is_found():
-    n = np.array([10, 20, 40, 80, 160])
-    fit = predict.power_law(n.tolist(), (0.1 + 0.3 * (n / 160) ** -0.5).tolist())
-    assert fit["baseline"] == pytest.approx(0.1, abs=0.01) and fit["exponent"] == pytest.approx(0.5, abs=0.05)
-    assert predict.power_law([1, 2], [0.2, 0.1]) is None
+        loss -= (similar / predictors.TEMPERATURE).log_softmax(0)[k] / 5
+    assert torch.allclose(predictors.info_nce(near, truth, hard), loss, atol=1e-6)
+    alone = predictors.info_nce(truth, truth, truth[:, None])
+    assert torch.allclose(alone, predictors.info_nce(truth, truth, -truth[:, None]), atol=1e-5)
 
 
 def test_bad_input_and_features_that_may_hold_the_future_cost_one_sentence(tmp_path, refused):
@@ -175,6 +163,8 @@ def test_bad_input_and_features_that_may_hold_the_future_cost_one_sentence(tmp_p
     longer = plant_features(tmp_path / "longer", NAMES, x, tmp_path / "five")
     other = plant_features(tmp_path / "other", NAMES[::-1], x, tmp_path / "past")
     refused(lambda: run(line, past=PAST + 1), "future frames may leak")
+    refused(lambda: run(line, last=None, variants="single"), "single needs --last")
+    assert run(line, choose=tmp_path / "layers.yaml")["points"] == "language.0"
     refused(lambda: run(line, features=longer), "future frames may leak", f"--first 0 --frames {PAST}")
     refused(lambda: run(line, random=other), "--random")
     refused(lambda: run(line, last=tmp_path / "past-features"), f"is not frames {PAST - 1} to {PAST - 1}")

@@ -210,6 +210,19 @@ def test_a_ratio_of_means_has_the_value_and_interval_of_both_means():
     assert mixed.mean().item() == pytest.approx(1) and mixed.std() > 0.3
 
 
+def test_the_ratio_of_two_adapters_is_one_between_equals_and_its_interval_covers_the_truth():
+    g, sources, inside = torch.Generator().manual_seed(0), [str(i) for i in range(80)], 0
+    a = torch.rand(3, 80, generator=g)
+    assert stats.ratio_interval(a, a, sources) == (1.0, 1.0, 1.0)
+    for seed in range(60):
+        g.manual_seed(seed + 1)
+        base = torch.rand(80, generator=g) + 0.5
+        a, b = (base * k + 0.1 * torch.randn(3, 80, generator=g) for k in (1.2, 1))
+        _, low, high = stats.ratio_interval(a, b, sources)
+        inside += low <= 1.2 <= high
+    assert inside >= 51  # of 60 at 95%: fewer happens once in a thousand times
+
+
 def test_wilcoxon_is_scipys_on_sources_and_gains_leave_out_clips_without_a_score():
     from scipy.stats import wilcoxon
 

@@ -4,17 +4,17 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import random_autoencoder, random_language_model
+from helpers import random_language_model
 from peft import LoraConfig, get_peft_model
 from torch.nn import functional as F
 
 import training
-from metrics import lpips_model
+import words
 from models import find_model, load_language
-from training import answer_loss, answered, word_batch, word_prompt
+from words import answer_loss, answered, word_batch, word_prompt
 
 PARTS = {"train": torch.arange(50), "val": torch.arange(50, 70)}
-HOW = {"lr": 3e-2, "batch": 16, "warm": 1, "epochs": 4, "patience": None}
+HOW = {"lr": 3e-2, "batch": 16, "warm": 1, "epochs": 4}
 
 
 def planted(noise=False):
@@ -41,43 +41,51 @@ def test_a_planted_map_is_learned_and_noise_is_not():
     assert found["val"] < 0.02 and null["val"] > 0.9 and found["steps"] == len(found["losses"]) == 81 * 3
 
 
-def test_a_killed_training_resumes_exactly_and_other_settings_or_seeds_do_not(tmp_path, monkeypatch):
-    (whole, record), saves, write = fitted(planted()), [], training._atomically
+def test_a_killed_training_continues_exactly_and_a_state_of_another_training_is_refused(
+    tmp_path, monkeypatch, refused
+):
+    (whole, record), write = fitted(planted()), training._atomically
 
     def die(path, content):
         write(path, content)
-        saves.append(path)
-        if len(saves) == 8:  # in the middle of an epoch
-            raise KeyboardInterrupt
+        raise KeyboardInterrupt
 
-    monkeypatch.setattr(training, "SAVE_SECONDS", -1)
     monkeypatch.setattr(training, "_atomically", die)
-    with pytest.raises(KeyboardInterrupt):
-        fitted(planted(), state=tmp_path / "state.pt")
+    state = tmp_path / "state.pt"
+    with pytest.raises(KeyboardInterrupt):  # after the first epoch
+        fitted(planted(), state=state)
     monkeypatch.setattr(training, "_atomically", write)
-    other, _ = fitted(planted(), lr=1e-2, state=tmp_path / "other.pt")
-    (tmp_path / "other.pt").write_bytes((tmp_path / "state.pt").read_bytes())
-    resumed, again = fitted(planted(), state=tmp_path / "state.pt")
+    other = {"batch": {"batch": 8}, "lr": {"lr": 1e-2}, "seed": {"seed": 1}, "data": {"ids": list("ab" * 35)}}
+    for key, new in other.items():
+        refused(lambda new=new: fitted(planted(), state=state, **new), "state.pt", key)
+    resumed, again = fitted(planted(), state=state)
     assert again["val"] == record["val"] and again["losses"] == record["losses"]
     assert torch.equal(resumed.weight, whole.weight) and torch.equal(resumed.bias, whole.bias)
-    assert torch.equal(fitted(planted(), lr=1e-2, state=tmp_path / "other.pt")[0].weight, other.weight)
 
 
-def test_the_best_epoch_on_val_is_returned_patience_ends_and_warm_epochs_do_not_count():
+def test_the_rate_rises_then_falls_to_zero_with_constant_betas_and_the_best_epoch_on_val_is_kept(monkeypatch):
     """The map moves from 0 towards 1; val is best on the way."""
-    calls = []
+    calls, betas, step = [], set(), torch.optim.AdamW.step
 
     def loss_of(module, items, g, part, warm):
         calls.append((len(items), warm, module.training))
         return (module.bias.mean() - (0.5 if items[0] >= 50 else 1.0)).square()
 
+    def seen(optimizer, *given, **more):
+        betas.add(optimizer.param_groups[0]["betas"])
+        return step(optimizer, *given, **more)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", seen)
     arrange = lambda g: list(PARTS["train"].split(10))  # noqa: E731 (one line)
-    model, found = fitted(planted(), loss=loss_of, arrange=arrange, epochs=60, patience=5)
+    model, found = fitted(planted(), loss=loss_of, arrange=arrange, epochs=30, batch=10)
     with torch.no_grad():
         assert loss_of(model, PARTS["val"], None, None, False).item() == pytest.approx(found["val"])
-    assert found["val"] < 1e-2 and len(found["losses"]) // 5 == found["epoch"] + 5 < 60
+    assert found["val"] < 1e-2 and found["epoch"] < 31 and len(found["losses"]) == 31 * 5
     assert calls[:5] == [(10, True, True)] * 5 and calls[5] == (10, False, True)
-    assert torch.equal(found["weights"]["bias"], model.bias)
+    assert torch.equal(found["weights"]["bias"], model.bias) and len(betas) == 1
+    rates = [training.rate_at(k, 100) for k in range(100)]
+    assert rates[4] == 1 == max(rates) and rates[0] == 0.2 and rates[52] == pytest.approx(0.51, abs=0.02)
+    assert rates[99] < 1e-3
 
 
 def test_a_batch_in_parts_takes_the_same_steps_and_an_infinite_loss_fails():
@@ -87,27 +95,19 @@ def test_a_batch_in_parts_takes_the_same_steps_and_an_infinite_loss_fails():
     y[7] = float("nan")
     with pytest.raises(FloatingPointError, match=r"step \d, epoch 0, items .*item-7\b"):
         fitted((x, y), ids=[f"item-{k}" for k in range(70)])
+    x, y = planted()
+    y[60] = float("nan")  # an item of val
+    with pytest.raises(FloatingPointError, match=r"loss on val is nan at step 6, epoch 2, items .*60"):
+        fitted((x, y))
 
 
 def test_settings_that_train_nothing_are_refused_and_a_flag_overrides_its_default(refused):
-    defaults = {"seeds": 5, "warm": 2, "epochs": 60, "patience": 10, "batch": 32, "lr": 1e-3}
+    defaults = {"seeds": 5, "warm": 2, "epochs": 60, "batch": 32, "lr": 1e-3}
     for flag, value in (("seeds", 0), ("warm", -1), ("lr", 3.0)):
         args = SimpleNamespace(**{flag: value})
         refused(lambda args=args: training.training_settings(args, defaults, 40), f"--{flag} {value}", "give")
     found = training.training_settings(SimpleNamespace(epochs=3, lr=None), defaults, 20)
     assert found == defaults | {"epochs": 3, "batch": 20}
-
-
-def test_the_pixel_loss_is_lpips_and_a_tenth_of_l2_of_the_decoded_image():
-    torch.manual_seed(0)
-    vae, lpips = random_autoencoder(patch_size=8, scaling=(False,)).eval(), lpips_model()[0]
-    images = torch.randint(0, 256, (6, 64, 64, 3)).byte()
-    z, items = torch.randn(3, 8, 8, 4, requires_grad=True), torch.tensor([4, 0, 2])
-    loss = training.pixel_loss(vae, lpips, images)(z, items)
-    x, target = training.images_of(vae, z), training.to_floats(images[items])
-    plain = lpips(x, target).mean() + 0.1 * (x - target).square().mean()
-    assert torch.allclose(loss, plain, atol=1e-6)
-    assert torch.allclose(torch.autograd.grad(loss, z)[0], torch.autograd.grad(plain, z)[0], atol=1e-6)
 
 
 @pytest.fixture(scope="module")
@@ -155,16 +155,16 @@ def test_soft_tokens_and_lora_are_saved_load_again_and_fit_one_language_model(sm
     tuned = get_peft_model(small[0], LoraConfig(r=2, target_modules=["q_proj"]))
     for p in training.learned(tuned).values():
         torch.nn.init.normal_(p)
-    soft, x = training.Soft(5, 16, k=3, inner=7, std=0.1), torch.randn(2, 5)
+    soft, x = words.Soft(5, 16, k=3, inner=7, std=0.1), torch.randn(2, 5)
     tuned.save_pretrained(tmp_path)
-    training.save_soft(tmp_path / "soft.safetensors", soft, language="small-words")
+    words.save_soft(tmp_path / "soft.safetensors", soft, language="small-words")
     with torch.no_grad():
         expected = tuned(inputs_embeds=soft(x)).logits
         training.reset_lora(tuned)
         unchanged = tuned(inputs_embeds=soft(x)).logits
         bare = tuned.unload()
         assert torch.equal(bare(inputs_embeds=soft(x)).logits, unchanged)
-        refused(lambda: training.load_words(tmp_path, bare, "tinyllama"), "small-words (width 16)")
-        again, soft_again = training.load_words(tmp_path, bare, "small-words")
+        refused(lambda: words.load_words(tmp_path, bare, "tinyllama"), "small-words (width 16)")
+        again, soft_again = words.load_words(tmp_path, bare, "small-words")
         assert soft(x).shape == (2, 3, 16) and not torch.equal(unchanged, expected)
         assert torch.equal(again(inputs_embeds=soft_again(x)).logits, expected)
