@@ -40,15 +40,6 @@ def object_of_question(item):
     return (k, names[k]) if names.count(names[k]) == 1 else None
 
 
-def caption(item):
-    """The prompt of a generated clip: from object and direction in the small pipeline's words, or else the item's text."""
-    return (
-        f"the {item['names'][-1]} moves {item['direction']}"
-        if item.get("names") and "direction" in item
-        else item.get("text")
-    )
-
-
 # ---------------------------------------------------------------- directions
 
 
@@ -320,79 +311,9 @@ def parse_word(text, kind):
 
 # ---------------------------------------------------------------- describe: actions in sentences
 
-# Verbs and their synonyms: of Something-Something's 174 templates (Goyal et al. 2017) and of manual work. Frozen
-# before any generated clip was described: a synonym added for a model's answer would be fitted to the answers that
-# it scores. Irregular forms are listed; `stem` handles the others.
-SYNONYMS = {
-    words.split()[0]: words.split()
-    for words in re.split(
-        r";\s*",
-        """
-    push shove nudge; pull drag tug yank; move shift slide glide travel bring brought carry relocate transfer; slide slid glide slip push move; lift raise hoist elevate; pick grab take took
-    taken lift collect; drop fall fell fallen release; fall fell fallen drop tumble descend; throw threw thrown toss fling hurl; catch caught; put place set lay laid insert position deposit; lay
-    laid place put set; place put set lay laid position; take took taken remove grab pick retrieve; remove take took taken pull lift withdraw detach; turn rotate flip pan; rotate turn spin spun;
-    flip turn; roll; spin spun rotate twirl whirl; open unlock; close shut; fold crease; unfold unroll spread; tear tore torn rip; cover hide hid hidden wrap; uncover reveal expose unwrap;
-    reveal uncover expose; pour tip empty fill; fill pour; spill spilt pour overflow; sprinkle scatter dust; spread smear; scoop spoon ladle; hold held grip grasp; show shown display present
-    hold held; touch tap feel felt; tap touch knock; poke prod jab tap; hit strike struck knock bang smack slap; collide crash bump hit; squeeze squash press compress crush; press push squeeze;
-    bend bent flex; break broke broken snap; twist wring wrung turn; wring wrung twist squeeze; tilt tip lean slant incline; tip tilt knock topple; lean leant prop rest; stack pile; pile stack
-    heap; plug insert connect; attach fasten stick stuck fix connect join clip; detach remove disconnect unclip; connect attach plug join; stick stuck attach glue insert; insert put push place
-    plug; stuff cram push put; bury cover; dig dug; wipe clean rub; clean wipe wash; scrape scratch; stretch pull extend; approach near; bounce; deflect bounce; float; burn burnt; hang hung;
-    pass hand give gave; cut slice chop; pack box wrap; unpack; scan read; write wrote written fill; assemble build built construct; stand stood
-""".strip(),
-    )
-}
-# put and take are no pair: putting includes taking
-OPPOSITES = "push pull; open close; cover uncover; fold unfold; lift drop; attach detach; pack unpack"
-OPPOSITES = [pair.split() for pair in OPPOSITES.split("; ")]
-# Directions: patterns of one group contradict each other. Prepositions of place contradict nothing ("on the table").
-ACROSS = (
-    r"(?:from )?(?:the )?{0} (?:side |edge )?(?:\w+ )?to(?:wards?)? (?:the )?{1}\b|to(?:wards?)? the {1} ?(?:side)?\b(?! to| of)|\b{1}wards?\b|"
-    r"(?:camera|moves?|moving|slides?|sliding|pans?|turns?|turning) (?:to the )?{1}\b(?! to)"
-)
-DIRECTION_PATTERNS = (
-    {"right": ACROSS.format("left", "right"), "left": ACROSS.format("right", "left")},
-    {"up": r"\bup(?:wards?)?\b(?! ?(?:side|right))", "down": r"(?<!upside[ -])\bdown(?:wards?)?\b"},
-    {
-        "towards": r"\bcloser\b|\btowards?\b(?! the (?:left|right))",
-        "away": r"\baway\b|\bf[au]rther\b|\bapart\b",
-    },
-    {
-        "into": r"\binto\b(?! (?:two|half|halves|pieces))|\binside\b|\bin (?:the|a|an|it|something|some)\b",
-        "out of": r"\bout\b|\bfrom (?:inside|within)\b",
-    },
-    {"onto": r"\bonto\b|\bon top\b|\bon\b", "off": r"\boff\b"},
-    {"behind": r"\bbehind\b"},
-    {"in front of": r"\bin front of\b"},
-    {"next to": r"\bnext to\b|\bbeside\b|\balongside\b"},
-    {"under": r"\bunder(?:neath)?\b|\bbeneath\b|\bbelow\b"},
-    {"over": r"\bover\b|\babove\b"},
-    {"upright": r"\bupright\b"},
-    {"upside down": r"\bupside[- ]down\b"},
-    {"in two": r"\btwo (?:pieces|halves|parts)\b|\bhalf\b"},
-)
-IMPLIED = {"lift": "up", "fall": "down", "approach": "towards"}  # stated by the verb itself
-FEIGNED = {
-    "pretend": r"\b(?:pretend|feign|mim(?:e|ing)|fake)\w*",
-    "fail": r"\b(?:fail|unable|unsuccessful|attempt)\w*|\btr(?:y|ies|ied|ying)\b",
-}
-# phrasal verbs without a direction
-PHRASES = (
-    re.compile(
-        r"\b((?:pick|open|fold|cover|tear|pil|stack|set|stand)\w*(?: (?:it|them|something|the \w+))?) up\b"
-    ),
-    re.compile(r"\b((?:put|set|plac|lay|sit)\w*(?: (?:it|them|something|the \w+))?) down\b"),
-)
-CLAUSE = re.compile(
-    r",|\(|\b(?:but|so that|so it|so|until|then|without|while|because|that|like|with something (?:on|in) it)\b"
-)
-NEVER = re.compile(r"\b(?:not|never|without|instead of|rather than|no longer)\b.*?(?=[,.;]|\bbut\b|$)")
-ASIDE = re.compile(
-    r"\bin (?:the|this|a) (?:short )?(?:video|clip|scene|footage|film|image|picture|background|foreground|air)\b|\bin (?:his|her|their|one|the|a) hands?\b"
-)
-
 
 def stem(word):
-    """A verb without its ending: moves, moved, moving -> mov."""
+    """A word without its ending: moves, moved, moving -> mov."""
     for end in ("ing", "ed", "es", "s"):
         if word.endswith(end) and len(word) - len(end) >= 3:
             word = word[: -len(end)]
@@ -401,62 +322,25 @@ def stem(word):
     return word[:-1] + "y" if word.endswith("i") else word.removesuffix("e")
 
 
-STEMS = {verb: {stem(w) for w in words} for verb, words in SYNONYMS.items()}
-LEADING = {stem(verb): verb for verb in SYNONYMS}
+def stems(text):
+    """The stems of the words of a text in lower case, without articles and placeholders."""
+    return [stem(w) for w in re.findall(r"\w+", text) if w not in ("a", "an", "the", "something")]
 
 
-def parse_action(text, label=False):
-    """{stems, directions, feigned} of a sentence, without what it denies; of a label, without its verb's IMPLIED ones."""
-    text = text.lower().replace("\u2019", "'").replace("n't", " not")
-    feigned = {name for name, pattern in FEIGNED.items() if re.search(pattern, text)}
-    text = ASIDE.sub("", NEVER.sub("", text))
-    for phrase in PHRASES:
-        text = phrase.sub(r"\1", text)
-    stems = {stem(w) for w in re.findall("[a-z]+", text)}
-    found = {d for group in DIRECTION_PATTERNS for d, pattern in group.items() if re.search(pattern, text)}
-    return {
-        "stems": stems,
-        "directions": found | {d for verb, d in IMPLIED.items() if not label and stems & STEMS[verb]},
-        "feigned": feigned,
-    }
+def names_labels(texts, labels):
+    """bool [texts, labels]: the one label whose words a text shares most (stems and pairs of them, cosine of TF-IDF).
 
+    No label: no word is shared, several labels are equally near, or the text denies something."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
 
-@functools.cache
-def required_words(action):
-    """What a sentence must state for an action, a label or template, to be recalled.
-
-    (its verb in SYNONYMS or None, stems of all its words, directions of its first clause, all directions, feigned)."""
-    label = re.sub(r"[\[\]]", "", action.lower())
-    words, whole = [stem(w) for w in re.findall("[a-z]+", label)], parse_action(label, True)
-    return (
-        next((LEADING[w] for w in words if w in LEADING), None),
-        set(words),
-        parse_action(CLAUSE.split(label)[0], True)["directions"],
-        whole["directions"],
-        whole["feigned"],
-    )
-
-
-def recalled(parsed, action):
-    """Does a sentence, parsed by parse_action, state the action?
-
-    It must contain the verb or a synonym and every direction, and no opposite. Pretending, trying or failing must agree
-    with the action. A label whose verb is not in SYNONYMS needs all its words."""
-    verb, words, directions, all_directions, feigned = required_words(action)
-    if verb is None:
-        return bool(words) and words <= parsed["stems"]
-    opposite = {stem(b) for pair in OPPOSITES for a, b in (pair, pair[::-1]) if a == verb} - words
-    if (
-        not parsed["stems"] & STEMS[verb]
-        or parsed["stems"] & opposite
-        or parsed["feigned"] - feigned
-        or bool(parsed["feigned"]) != bool(feigned)
-    ):
-        return False
-    extra = parsed["directions"] - all_directions
-    return directions <= parsed["directions"] and not any(
-        directions & set(group) and extra & set(group) for group in DIRECTION_PATTERNS
-    )
+    texts = [text.lower().replace("\u2019", "'").replace("n't", " not") for text in texts]
+    vectors = TfidfVectorizer(preprocessor=str.lower, tokenizer=stems, token_pattern=None, ngram_range=(1, 2))
+    known = vectors.fit_transform(labels)
+    near = torch.from_numpy((vectors.transform(texts) @ known.T).toarray())
+    best = near.amax(1, keepdim=True)
+    found = (near > best - 1e-9) & (best > 0)
+    denied = torch.tensor([bool(DENIED.search(text)) for text in texts])
+    return found & (found.sum(1, keepdim=True) == 1) & ~denied[:, None]
 
 
 # ---------------------------------------------------------------- claims about trajectories

@@ -545,6 +545,13 @@ def same_items(items, data):
     return digest("\n".join([*data["ids"], str(items[0]["width"]), str(data.get("seed")), *more]).encode())
 
 
+def caption(item):
+    """The prompt of a generated clip: object and direction, or else the item's text."""
+    if item.get("names") and "direction" in item:
+        return f"the {item['names'][-1]} moves {item['direction']}"
+    return item.get("text")
+
+
 def positive(args, *flags):
     """Exit 2 for a given count below 1."""
     for flag in flags:

@@ -1,924 +1,579 @@
-"""Images and videos with text (LLaVA, Qwen messages, CLIP, webdataset, image folders): reading, checks, augmentation."""
+"""Conversation sets, images and videos with text: reading and checks.
+
+Conversations of LLaVA, messages of Qwen, OpenAI, TRL and ms-swift, questions with options (VLMEvalKit),
+captions (CLIP, image folders, webdataset); as JSON, CSV, TSV or parquet, in folders, .zip or .tar.
+"""
 
 import base64
-import bz2
-import csv
+import dataclasses
 import functools
-import gzip
-import io
 import itertools
 import json
-import lzma
-import math
 import os
 import re
-import stat
+import shutil
+import string
 import sys
-import tarfile
 import tempfile
-import textwrap
-import zipfile
-import zlib
 from collections import Counter
 from pathlib import Path, PurePosixPath
+from types import SimpleNamespace
 
-import numpy as np
 import torch
+from tqdm import tqdm
 
-from common import digest, fail, split_of
-from media import Unusable, frames_of, upright, whole_video
+import media
+from augment import augmented, place_boxes
+from common import check_writable, digest, fail, load_yaml, split_of
+from media import Unusable, is_image, is_video
+from tables import TABLES, TARS, read_table, unpack
 
-
-def image_of_turn(turns, count):
-    """Per turn the number (< `count`) of the image of its boxes: the only one in its question, else the only one before; or None."""
-    shown, found = 0 if any("<image>" in question for question, _ in turns) else count, []
-    for question, _ in turns:
-        first = shown if "<image>" in question else 0
-        shown += question.count("<image>")
-        found.append(first if shown - first == 1 and shown <= count else None)
-    return found
-
-
-# roles of LLaVA and of Qwen
-ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
-PARTS = ("text", "image", "image_url", "video", "video_url")  # of a message whose content is a list
-# fields of an entry
+FORMATS = {
+    "llava": "conversations",
+    "qwen": "messages",
+    "trl": "completion",
+    "swift": "response",
+    "choices": "A",
+}
+SET_FORMATS = (*FORMATS, "clip", "imagefolder", "webdataset")
+ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
+ROLES |= {"system": "system", "developer": "system"}
 IMAGES = ("image", "images", "file_name", "file_names", "filepath", "filename", "image_path")
-VIDEOS, CAPTIONS = ("video", "videos"), ("text", "caption", "title")
-ENDINGS = dict.fromkeys((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"), "images")
-ENDINGS |= dict.fromkeys((".mp4", ".webm", ".mkv", ".avi", ".mov", ".m4v", ".mpg"), "videos")
-SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test"}
-SPLITS |= dict.fromkeys(("val", "valid", "validation", "dev"), "val")
-MARK = "(?:<image>|<video>)"
-SIDE_WORDS = re.compile(r"(?<![a-z])(left|right|clockwise|counterclockwise|anticlockwise)", re.I)
-PLACE_WORDS = re.compile(r"\b(top|bottom|upper|lower|middle|cent(er|re)|corner|edge)", re.I)
-# coordinates in any other form
-OTHER_COORDINATES = re.compile(r"[\[(]\s*-?\d*\.?\d+\s*,\s*-?\d*\.?\d|<\W?(box|bbox|loc|point|quad)", re.I)
-BOX_OR_POINT = re.compile(r'("(bbox_2d|point_2d)"\s*:\s*\[)([^\[\]]*)(\])')
+VIDEOS, CAPTIONS, TEXTS = ("video", "videos"), ("text", "caption", "title"), (".txt", ".caption", ".json")
+SPLITS = {"train": "train", "test": "test"} | dict.fromkeys(("val", "valid", "validation", "dev"), "val")
+SPLIT_WORD = r"(?<![a-z])(train|test|val|dev)(?:ing|id|idation)?(?![a-z])"
+INLINE = ("data:", "/9j/", "iVBORw0KGgo", "R0lGOD", "UklGR", "Qk0", "SUkqA")  # a URL, or an image in base64
+MARK, IMAGE_TAG, PARTS = "<image>|<video>", r"<img>([^<>\n]+)</img>", ("text", "image", "video")
 
 
-SET_FORMATS = ("llava", "qwen", "clip", "webdataset", "imagefolder")
+# ---------------------------------------------------------------- folders
 
 
-# ---------------------------------------------------------------- files, archives and formats
+@dataclasses.dataclass
+class Row:
+    """An entry of a set, and where it stands."""
+
+    file: str
+    place: str
+    entry: object  # a dict of fields, a list of messages, or Unusable
+    part: str | None  # the split that the file's name states
+    folder: Path  # its paths are relative to this
+    above: str = ""  # the folder in ids
 
 
-def hidden(name):
-    """Is a file left by a file manager, a notebook or a download?"""
-    # pathlib would intern each part
-    return any(part[:1] == "." != part or part == "__MACOSX" for part in name.split("/"))
+def parts_of(names):
+    """{name: split}, as names state them. Where only train and another one are stated, that is the test."""
+    found = {name: re.findall(SPLIT_WORD, name.lower()) for name in names}
+    parts = {name: words[-1].replace("dev", "val") if words else None for name, words in found.items()}
+    stated = set(parts.values()) - {None}
+    if len(stated) == 2 and "train" in stated:
+        of_two = dict.fromkeys(stated, "test") | {"train": "train and val", None: None}
+        parts = {name: of_two[part] for name, part in parts.items()}
+    return parts if len(stated) > 1 else dict.fromkeys(names)
 
 
-# What tarfile, zipfile and the decompressors raise: ValueError for the map of a sparse file, RuntimeError
-# for nested headers and unsupported methods
-BROKEN = (
-    OSError,
-    EOFError,
-    ValueError,
-    OverflowError,
-    RuntimeError,
-    zlib.error,
-    lzma.LZMAError,
-    tarfile.TarError,
-    zipfile.BadZipFile,
-)
+def item_name(name, packed):
+    """The name that the files of an item share: up to the last dot, in a tar up to the first."""
+    path = PurePosixPath(name)
+    return str(path.parent / path.name.partition(".")[0] if packed else path.with_suffix(""))
 
 
-class Modest(tarfile.TarInfo):
-    """A tar header. Raises ReadError if an extension of it (long name, pax), which tarfile reads into memory, is large."""
-
-    def _proc_member(self, archive):
-        if not self.isreg() and self.size > 2**20:
-            raise tarfile.ReadError(f"a header of {self.size:,} bytes")
-        return super()._proc_member(archive)
-
-
-def unpacked(path, max_bytes):
-    """(names, read) of a .tar (also compressed) or .zip: the names of its files, and a function from name to bytes.
-
-    Nothing is written under a name from the archive. All members are checked first. Exits with code 2 on paths outside the archive,
-    links, devices, duplicates, or an expansion beyond max_bytes or 200 times the file's size (text compresses to about a tenth).
-    """
-    names, problems, total = {}, [], 0
-    plausible = max(2**30, 200 * path.stat().st_size)
-
-    def admit(name, size, odd, where):
-        nonlocal total
-        total, parts, reason = total + size, re.split(r"[\\/]", name), None
-        if odd:
-            reason = f"is {odd}, not a file"
-        elif not parts[0] or parts[0][1:2] == ":":
-            reason = "has an absolute path"
-        elif ".." in parts:
-            reason = "leads out of the archive"
-        elif where and os.path.normpath(name) in names:
-            reason = "occurs twice"
-        size_there = f"({total} bytes at {name!r}); if you trust it,"
-        if total > max_bytes:
-            fail(f"{path} expands beyond --max-bytes {max_bytes} {size_there} allow more")
-        if total > plausible:
-            fail(f"{path} expands to over 200 times its size {size_there} unpack it and give the folder")
-        if reason:
-            problems.append((f"{path}: {name}", "archive", reason))
-        elif where and not hidden(name):
-            names[os.path.normpath(name)] = where
-
-    try:
-        if zipfile.is_zipfile(path):
-            file = zipfile.ZipFile(path)
-            for m in file.infolist():
-                kind = stat.S_IFMT(m.external_attr >> 16)
-                odd = "encrypted" if m.flag_bits & 1 else None
-                if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-                    odd = "a link" if kind == stat.S_IFLNK else "a device"
-                admit(m.filename, m.file_size, odd, None if m.is_dir() else m)
-        else:
-            with tarfile.open(path, "r|*", tarinfo=Modest) as tar:
-                end = 0
-                while m := tar.next():
-                    tar.members.clear()  # or every header stays in memory
-                    end = m.offset_data + -(-m.size // 512) * 512
-                    odd = None
-                    if m.issym() or m.islnk():
-                        odd = "a link"
-                    elif m.issparse():
-                        odd = "sparse"
-                    elif not m.isreg() and not m.isdir():
-                        odd = "a device"
-                    admit(m.name, m.size, odd, None if m.isdir() else (m.offset_data, m.size))
-            with open(path, "rb") as f:
-                magic = f.read(2)
-            expand = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open, b"\xfd7": lzma.open}.get(magic)
-            file = tempfile.TemporaryFile() if expand else open(path, "rb")  # noqa: SIM115 (it outlives this function)
-            if expand and not problems:  # a compressed file can only be read from its beginning
-                with expand(path) as compressed:
-                    while chunk := compressed.read(2**20):  # to the end, where the checksum is
-                        if file.tell() > end + 2**20:
-                            raise EOFError("data after the end of the archive")
-                        file.write(chunk)
-                    file.flush()
-            if not problems and os.pread(file.fileno(), 512, end) != bytes(512):
-                raise EOFError("it is truncated")
-    except BROKEN as e:
-        fail(f"{path} cannot be read as an archive ({' '.join(str(e).split())}); download or unpack it again")
-    if problems:
-        print_problems(problems)
-        fail(f"{path} holds {len(problems)} unsafe members, listed above; do not use it")
-
-    def read(name):
-        try:
-            if isinstance(file, zipfile.ZipFile):
-                return file.read(names[name])
-            return os.pread(file.fileno(), names[name][1], names[name][0])
-        except KeyError:
-            raise Unusable("missing", f"is not in {path.name}") from None
-        except BROKEN as e:
-            raise Unusable("broken", f"cannot be unpacked ({e})") from e
-
-    return list(names), read
+def group(folder, names, packed):
+    """The entry of the files of an item: images or a video, and text in .txt, .caption or .json."""
+    texts = [name for name in names if name.lower().endswith(TEXTS)]
+    shown = [name for name in names if name not in texts]
+    if len(shown) > 1 and not packed:
+        raise Unusable("syntax", f"is the name of {', '.join(shown)}; rename all but one")
+    entry = {}
+    for name in texts:
+        if item_name(name, packed) != item_name(name, False):
+            raise Unusable("syntax", f"has {name}: an item's name in a tar ends at the first dot; rename it")
+        content = (folder / name).read_text("utf-8-sig").strip()
+        content = json.loads(content) if name.lower().endswith(".json") else {"text": content}
+        if "text" in content and "text" in entry:
+            raise Unusable("syntax", f"has a second text in {name}; keep one")
+        entry |= content if isinstance(content, dict) else {"messages": content}
+    return {key: value for key, value in entry.items() if not kind_of(key)} | {"images": shown}
 
 
-def read_from(folder, max_bytes):
-    """A function from the name of a file, relative to `folder` or absolute, to its bytes."""
-
-    def read(name):
-        path = folder / name
-        if re.match(r"https?:", name):
-            raise Unusable("missing", "is a URL; download it first")
-        try:
-            if not path.is_file():
-                raise Unusable("missing", f"is {'a folder' if path.is_dir() else 'not there'} ({path})")
-            if path.stat().st_size > max_bytes:
-                raise Unusable("large", f"has {path.stat().st_size} bytes, more than --max-bytes {max_bytes}")
-            return path.read_bytes()
-        except OSError as e:
-            raise Unusable("missing", f"cannot be read ({e.strerror})") from e
-
-    return read
-
-
-def read_json(file):
-    """Yield (place, entry) of a JSON array or of JSON objects one after the other. The whole text file is never in memory."""
-    text = file.read(2**20).lstrip("\ufeff \t\r\n")
-    array = text.startswith("[")
-    if not array and not text.partition("\n")[0].rstrip().endswith(("{", "[", ",")):
-        file.seek(0)
-        for number, line in enumerate(file, 1):
-            if line := line.strip("\ufeff \t\r\n"):
-                try:
-                    yield f"line {number}", json.loads(line)
-                except (ValueError, RecursionError) as e:
-                    yield f"line {number}", Unusable("syntax", f"is not JSON ({e})")
-        return
-    decoder = json.JSONDecoder()
-    at, number, more = int(array), 0, 2**20
-    while True:
-        at = re.compile(r"[\s,]*").match(text, at).end()
-        if text[at : at + 1] == "]":
-            return
-        try:
-            entry, at = decoder.raw_decode(text, at)
-        except (ValueError, RecursionError) as e:
-            if len(text) - at < 2**26 and (chunk := file.read(more)):  # the entry continues
-                text, at, more = text[at:] + chunk, 0, 2 * more
-                continue
-            if not array and at == len(text):
-                return
-            why = e.msg if isinstance(e, ValueError) else e
-            yield (
-                f"entry {number}",
-                Unusable("syntax", f"is not JSON, or truncated; the rest is not read ({why})"),
-            )
-            return
-        yield f"entry {number}", entry
-        number, more = number + 1, 2**20
-
-
-def read_table(file):
-    """Yield (line, {column: value}) of the rows of a CSV or TSV file."""
-    head = file.readline()
-    table = csv.DictReader(
-        itertools.chain([head.lstrip("\ufeff")], file), delimiter="\t" if "\t" in head else ","
-    )
-    while True:
-        try:
-            if (row := next(table, None)) is None:
-                return
-        except csv.Error as e:
-            row = Unusable("syntax", f"is not a valid row ({e})")
-        if isinstance(row, dict) and None in row:
-            row = Unusable("syntax", f"has {len(row[None])} more fields than the header")
-        elif isinstance(row, dict):
-            row = {k: v for k, v in row.items() if v}
-        yield f"line {table.line_num}", row
-
-
-def key_of(name):
-    """A path up to the first dot of its file name: the key of an item of a webdataset."""
-    return str(PurePosixPath(name).parent / PurePosixPath(name).name.partition(".")[0])
-
-
-def read_groups(names, read):
-    """Yield (key, entry) of files with the same key: images or a video, and text in .txt, .caption or .json."""
+def read_groups(folder, packed, unread):
+    """Yield (name, entry) of images or videos that have text files of the same name."""
+    names = [n for n in listing(folder) if is_image(n) or is_video(n) or n.lower().endswith(TEXTS)]
+    unread.update(f"file {Path(name).suffix}" for name in {*listing(folder)} - {*names})
+    key_of = functools.partial(item_name, packed=packed)
     for key, members in itertools.groupby(sorted(names, key=key_of), key=key_of):
-        entry, media = {}, {"images": [], "videos": []}
         try:
-            for name in members:
-                ending = PurePosixPath(name).suffix.lower()
-                if ending in (".txt", ".caption"):
-                    if "text" in entry:
-                        why = "files with the same name up to the first dot are one item"
-                        raise Unusable("syntax", f"has a second text in {name}; {why}")
-                    entry["text"] = read(name).decode("utf-8-sig").strip()
-                elif ending == ".json":
-                    content = json.loads(read(name))
-                    if isinstance(content, list):
-                        entry = {"messages": content}
-                    else:
-                        entry = {k: v for k, v in content.items() if not kind_of(k)} | entry
-                elif ending in ENDINGS:
-                    media[ENDINGS[ending]].append(name)
-            yield key, {"id": key} | entry | media
+            entry = group(folder, list(members), packed)
         except Unusable as e:
-            yield key, e
-        except (ValueError, AttributeError) as e:
-            yield key, Unusable("syntax", f"has text that cannot be read ({e})")
+            entry = e
+        except (OSError, ValueError) as e:
+            entry = Unusable("syntax", f"has a text that cannot be read ({e})")
+        yield key, entry
 
 
-def form_of(entry, name):
-    """The format of an entry, or None."""
-    if not isinstance(entry, dict):
-        return "qwen" if isinstance(entry, list) else "llava"
-    if "conversations" in entry or "messages" in entry:
-        return "llava" if "conversations" in entry else "qwen"
-    if any(map(kind_of, entry)) and {*CAPTIONS, "question"} & set(entry):
-        table = name.lower().endswith((".csv", ".tsv")) and not name.startswith("metadata.")
-        return "clip" if table else "imagefolder"
+def listing(folder):
+    """The files of a folder by relative name, without those of file managers, notebooks and downloads."""
+    names = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()]
+    return [name for name in names if not re.search(r"(^|/)(\.|__MACOSX/)", name)]
 
 
-def part_in(name):
-    """The split that a path names, or None."""
-    return next((SPLITS[w] for w in reversed(re.split(r"[^a-z]+", name.lower())) if w in SPLITS), None)
-
-
-def find_set(root, form, media, max_bytes):
-    """(format, entries) of a file, folder or archive. entries yields (file, place, entry or Unusable, split or None, read)."""
-    root = Path(root)
-    if not root.exists():
-        fail(f"--root {root} does not exist; give a JSON, CSV, .tar or .zip file, or a folder")
-    place = root if root.is_dir() else root.parent
-    endings = ".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz"
-    packed = root.is_file() and root.name.lower().endswith(endings)
-    if packed:
-        names, fetch = unpacked(root, max_bytes)
-    else:
-        found = sorted(p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file())
-        names = [n for n in found if not hidden(n)] if root.is_dir() else [root.name]
-        fetch = read_from(place, max_bytes)
-    given = None
-    if media and Path(media).is_file():
-        _, given = unpacked(Path(media), max_bytes)
-    elif media:
-        given = read_from(Path(media), max_bytes)
-
-    def opened(name):
-        try:
-            file = io.BytesIO(fetch(name)) if packed else open(place / name, "rb")  # noqa: SIM115 (it outlives this function)
-        except (Unusable, OSError) as e:
-            fail(f"{name} of {root} {e.args[1]}; download it again")
-        return io.TextIOWrapper(file, "utf-8", newline="")
-
-    def reader(name):
-        if form:
-            return read_table if form == "clip" else read_json
-        with opened(name) as file:
-            return read_json if file.read(2**10).lstrip("\ufeff \t\r\n")[:1] in ("[", "{") else read_table
-
-    with_media = {key_of(n) for n in names if PurePosixPath(n).suffix.lower() in ENDINGS}
-    tables = names
-    if packed or root.is_dir():
-        tables = [n for n in names if n.lower().endswith((".json", ".jsonl", ".csv", ".tsv"))]
-        # img2dataset writes a _stats.json for each shard
-        tables = [n for n in tables if not n.endswith("_stats.json") and key_of(n) not in with_media]
-    metadata = [n for n in tables if PurePosixPath(n).name in ("metadata.jsonl", "metadata.csv")]
-    chosen, tars, grouped = [], [], set()
-    if form != "webdataset":
-        chosen = metadata or (tables if len(tables) == 1 else [n for n in tables if part_in(n)])
-    if not chosen and form in (None, "webdataset"):
-        if root.is_dir():
-            tars = [n for n in names if n.lower().endswith((".tar", ".tar.gz", ".tgz"))]
-        with_text = {key_of(n) for n in names if n.lower().endswith((".txt", ".caption", ".json"))}
-        grouped = set() if tars else with_media & with_text
-    if chosen:
-        with opened(chosen[0]) as file:
-            try:
-                where, first = next(reader(chosen[0])(file), ("", None))
-            except UnicodeDecodeError as e:
-                fail(f"{root} is not UTF-8 ({e.reason} at byte {e.start}); save it as UTF-8")
-        found = form or form_of(first, chosen[0].rpartition("/")[2])
-        if first is None or not found:
-            fields = f"{chosen[0]} is empty"
-            if first:
-                fields = f"{where} of {chosen[0]} has the fields {', '.join(map(str, first))}"
-            known = "conversations (LLaVA), messages (Qwen), filepath and title, file_name and text"
-            fail(f"{root} has an unknown format: {fields}; known are {known}")
-    elif len(tables) > 1 and form != "webdataset":
+def choose_tables(root, names, packed, unread):
+    """The tables to read: metadata files, else all, if their names differ only in numbers and splits."""
+    beside = {item_name(name, packed) for name in names if is_image(name) or is_video(name)}
+    tables = [n for n in names if n.lower().endswith(TABLES) and item_name(n, packed) not in beside]
+    metadata = [name for name in tables if PurePosixPath(name).name.startswith("metadata.")]
+    if metadata or any(name.lower().endswith(TARS) for name in names):
+        unread.update(f"table {name}" for name in tables if name not in metadata)
+        return metadata
+    if len({re.sub(rf"{SPLIT_WORD}|\d", "", name.lower()) for name in tables}) > 1:
         some = ", ".join(tables[:4]) + ", ..." * (len(tables) > 4)
         fail(f"{root} holds {len(tables)} tables ({some}); give one, or name them train, val and test")
-    elif not tars and not grouped:
-        kinds = Counter(PurePosixPath(n).suffix or n for n in names).most_common(5)
-        there = ", ".join(f"{n} {ending}" for ending, n in kinds) or "nothing"
-        known = (
-            "JSON, CSV or TSV, metadata.jsonl beside images, and images with a .txt or .json of the same name"
-        )
-        fail(f"{root} holds no set{f' of format {form}' if form else ''} but {there}; known are {known}")
-    parts = {part_in(n) for n in chosen or tars} - {None}
-    split_of_part = {s: s for s in parts}
-    if len(parts) < 3 and "train" in parts:  # with two files, the other one is the test
-        split_of_part = dict.fromkeys(parts, "test") | {"train": "train and val"}
-
-    def entries():
-        for name in chosen or tars or [root.name]:
-            part = split_of_part.get(part_in(name)) if len(parts) > 1 else None
-            if chosen:
-                folder = PurePosixPath(name).parent
-                read = given or (lambda x, folder=folder: fetch(os.path.normpath(folder / x)))
-                try:
-                    with opened(name) as file:
-                        for where, entry in reader(name)(file):
-                            # Qwen packs several entries in one list
-                            rows = isinstance(entry, list) and any(
-                                isinstance(x, dict) and {"conversations", "messages"} & set(x) for x in entry
-                            )
-                            for one in entry if rows else [entry]:
-                                yield name, where, one, part, read
-                except UnicodeDecodeError as e:
-                    broken = Unusable("syntax", f"is not UTF-8 ({e.reason} at byte {e.start})")
-                    yield name, "the file", broken, part, read
-            else:
-                members, read = unpacked(root / name, max_bytes) if tars else (names, fetch)
-                for where, entry in read_groups(members, read):
-                    yield name, where, entry, part, read
-
-    return found if chosen else "webdataset", entries()
+    return tables
 
 
-def kind_of(field):
+def rows_of_tables(folder, tables, base):
+    for name, part in parts_of(tables).items():
+        at = PurePosixPath(name).parent
+        for place, entry in read_table(folder / name):
+            entries = [entry]
+            if isinstance(entry, list) and not any({"role", "from"} & set(one) for one in entry):
+                entries = entry  # Qwen packs several in a line
+            for one in entries:
+                yield Row(name, place, one, part, base or folder / at, "" if base else str(at))
+
+
+def rows_of_groups(folder, name, part, packed, unread):
+    parts = parts_of({str(PurePosixPath(file).parent) for file in listing(folder)})
+    for key, entry in read_groups(folder, packed, unread):
+        there = part or parts[str(PurePosixPath(key).parent)]
+        yield Row(name, key, entry, there, folder, name if packed else "")
+
+
+def find_rows(args, scratch, unread):
+    """Yield the rows of --root: of its tables, else its tars, else images with texts of the same name."""
+    root = Path(args.root)
+    base = args.media and unpack(Path(args.media), scratch / "media", args.max_bytes)
+    folder = unpack(root, scratch / "set", args.max_bytes)
+    names = listing(folder) if folder.is_dir() else [root.name]
+    folder = folder if folder.is_dir() else root.parent
+    is_tar = root.name.lower().endswith(TARS)
+    tables = choose_tables(root, names, is_tar, unread)
+    tars = [name for name in names if name.lower().endswith(TARS)]
+    if tables:
+        yield from rows_of_tables(folder, tables, base)
+    elif tars:
+        for name, part in parts_of(tars).items():
+            home = unpack(folder / name, scratch / name, args.max_bytes)
+            yield from rows_of_groups(home, name, part, True, unread)
+            shutil.rmtree(home)
+    elif any(name.lower().endswith(TEXTS) for name in names):
+        yield from rows_of_groups(folder, root.name, None, is_tar, unread)
+    else:
+        there = ", ".join(sorted({Path(name).suffix for name in names})) or "no files"
+        known = "JSON, CSV, parquet, metadata.jsonl, and images with a .txt or .json of the same name"
+        fail(f"{root} holds no set but {there}; known are {known}")
+
+
+def format_of(row):
+    """The format of a row, one of SET_FORMATS."""
+    if row.file.lower().endswith(TARS):
+        return "webdataset"
+    fields = row.entry if isinstance(row.entry, dict) else {"messages"}
+    table = row.file.endswith((".csv", ".tsv")) and "metadata." not in row.file
+    return next((name for name in FORMATS if FORMATS[name] in fields), "clip" if table else "imagefolder")
+
+
+# ---------------------------------------------------------------- entries
+
+
+def kind_of(name):
     """image, video or None: what a field of an entry refers to."""
-    if field in VIDEOS:
+    if name in VIDEOS:
         return "video"
-    return "image" if field in IMAGES or field.endswith(("_file_name", "_file_names")) else None
+    return "image" if name in IMAGES or name.endswith(("_file_name", "_file_names")) else None
 
 
-def path_of(x):
-    """A reference to a medium, also from {"path": ...}, as the library datasets writes it, or {"url": ...}."""
-    return next((x[k] for k in ("url", "path") if x.get(k)), x) if isinstance(x, dict) else x
+def add_media(found, kind, value, span=(None, None)):
+    """Append bytes, a path, {"bytes"}, {"path"}, {"url"}, or several. Images listed as video are one clip."""
+    if isinstance(value, dict):
+        found.unread.update(value.keys() - {"bytes", "url", "path"})
+        value = value.get("bytes") or value.get("url") or value.get("path")
+    if isinstance(value, list) and not (kind == "video" and is_image(value[0])):
+        for one in value:
+            add_media(found, kind, one, span)
+        return
+    if isinstance(value, str) and is_video(value) and not is_image(value):
+        kind = "video"
+    found.media.append(SimpleNamespace(kind=kind, source=value, span=span))
 
 
-def media_of(entry):
-    """[(kind, reference)] of an entry's media. A file is a video by its ending; a list of images as video is one clip."""
+def question_with_options(fields):
+    """The question of an entry with its hint and options, and the answer, which must be the letter of one."""
+    letters = [letter for letter in string.ascii_uppercase if letter in fields]
+    lines = [f"Hint: {fields.pop('hint')}"] if "hint" in fields else []
+    lines += [fields.pop("question"), *(f"{letter}. {fields.pop(letter)}" for letter in letters)]
+    answer = fields.pop("answer", "")
+    if letters and answer not in letters:
+        raise Unusable("answer", f"has the answer {answer!r:.40}, which is not one of {', '.join(letters)}")
+    lines += ["Answer with the letter of the option."] if letters else []
+    return "\n".join(map(str, lines)), answer
 
-    def ending(x):
-        return ENDINGS.get(PurePosixPath(x).suffix.lower()) if isinstance(x, str) else None
 
-    found = []
-    for field, x in entry.items():
-        kind = kind_of(field)
-        if not kind or not x:
+def messages_of(fields, question, found):
+    """The messages of an entry, from whichever fields hold them."""
+    for name in ("conversations", "messages"):
+        if name in fields:
+            return fields.pop(name)
+    if isinstance(fields.get("completion"), list):  # of TRL; its prompt carries no loss
+        prompt = [{**message, "loss": False} for message in fields.pop("prompt")]
+        return [*prompt, *fields.pop("completion")]
+    words = fields.pop("history", [])
+    if "response" in fields:
+        words = [*words, (fields.pop("query", ""), fields.pop("response"))]
+    elif "question" in fields:
+        words = [question_with_options(fields)]
+    else:
+        name = next((name for name in CAPTIONS if name in fields), None)
+        if name is None:
+            known = "conversations, messages, query and response, question and answer, text"
+            raise Unusable("syntax", f"has no text in its fields {[*fields]}; known are {known}")
+        found.caption = str(fields.pop(name))
+        words = [(question, found.caption)]
+    roles = itertools.cycle(("user", "assistant"))
+    return [{"role": role, "content": x} for role, x in zip(roles, itertools.chain(*words), strict=False)]
+
+
+def text_of(content, found):
+    """The text of a message, with placeholders for media in it, which are appended to found.media."""
+    if isinstance(content, (str, int, float)):
+        for path in re.findall(IMAGE_TAG, str(content)):
+            add_media(found, "image", path)
+        return re.sub(IMAGE_TAG, "<image>", str(content))
+    return "".join(text_of_part(part, found) for part in content)
+
+
+def text_of_part(part, found):
+    part = {key: value for key, value in part.items() if value is not None}
+    kind = part.pop("type", None) or next(key for key in part if key.removesuffix("_url") in PARTS)
+    value = next((part.pop(key) for key in (kind, "value", "url", "path") if key in part), None)
+    kind = kind.removesuffix("_url")
+    span = [part.pop(key, None) for key in ("video_start", "video_end")]
+    found.unread.update(part)
+    if kind == "text":
+        return str(value)
+    if kind not in PARTS:
+        raise Unusable("syntax", f"has a part of type {kind!r:.40}; known are {', '.join(PARTS)}")
+    if value:
+        add_media(found, kind, value, span)
+    return f"<{kind}>"
+
+
+def read_message(message, number, found):
+    """(role, text, does it carry loss?) of a message. Raises Unusable."""
+    message = {key: value for key, value in message.items() if value is not None}
+    role = message.pop("from", None) or message.pop("role", None)
+    content = message.pop("value" if "value" in message else "content", "")
+    weights = [message.pop(key) for key in ("weight", "loss") if key in message]
+    found.unread.update(message)
+    if role not in ROLES:
+        raise Unusable("role", f"turn {number} has role {role!r:.40}; known: {', '.join(ROLES)}")
+    if any(weight not in (0, 1) for weight in weights):
+        raise Unusable("weight", f"turn {number} has the weight {weights[0]!r:.40}; give 0 or 1")
+    return ROLES[role], text_of(content, found), all(weights)
+
+
+def read_messages(messages, found):
+    """Append the turns of messages to found.turns, and to found.trained whether their answers carry loss."""
+    texts = []
+    for number, message in enumerate(messages, 1):
+        role, text, trained = read_message(message, number, found)
+        due = ("user", "assistant")[len(texts) % 2]
+        if role == "system" and number == 1:
+            found.system = text
             continue
-        several = isinstance(x, list) and not (kind == "video" and {ending(v) for v in x} == {"images"})
-        for v in x if several else [x]:
-            found.append(("video" if ending(v) == "videos" else kind, path_of(v)))
+        if role != due:
+            raise Unusable("order", f"turn {number} has role {role} instead of {due}")
+        texts.append(text)
+        if due == "assistant":
+            found.turns.append(texts[-2:])
+            found.trained.append(trained)
+            if not text.strip():
+                raise Unusable("empty", f"answer {len(found.turns)} is empty")
+    if len(texts) % 2 or not any(found.trained):
+        raise Unusable("order", "has no answer that carries loss, or a last question without one")
+
+
+def split_stated(name):
+    """The split that an entry states, or None. Raises Unusable for another name."""
+    if name is not None and str(name).lower() not in SPLITS:
+        raise Unusable("split", f"has the split {name!r:.40}; give train, val or test")
+    return None if name is None else SPLITS[str(name).lower()]
+
+
+def check_placeholders(found):
+    """Raise Unusable for placeholders that do not match the media. Those before the first question go."""
+    kinds = [medium.kind for medium in found.media]
+    if kinds.count("video") > 1 or len(set(kinds)) > 1:
+        raise Unusable("media", f"has {', '.join(kinds)}; an item has images or one video")
+    if kinds == ["video"] and "<video>" not in str(found.turns):  # as LLaVA-Video writes
+        found.turns = [[question.replace("<image>", "<video>"), answer] for question, answer in found.turns]
+    questions, answers = map("\n".join, zip(*found.turns, strict=True))
+    marks = [mark[1:-1] for mark in re.findall(MARK, questions)]
+    if marks and marks != kinds:
+        raise Unusable("placeholder", f"has placeholders for {len(marks)} of {len(kinds)} images or videos")
+    if re.search(f"{MARK}|<audio>", answers):
+        raise Unusable("placeholder", "has a placeholder in an answer; answers are text")
+    bare = re.sub(rf"^(\s*({MARK}))+\s*", "", questions)
+    if not re.search(MARK, bare):
+        found.turns[0][0] = re.sub(rf"^(\s*({MARK}))+\s*", "", found.turns[0][0])
+
+
+def parse(entry, question, unread):
+    """media, turns, trained, system, caption, objects, id, split of an entry. Raises Unusable.
+
+    The names of fields that are not read are counted in `unread`.
+    """
+    if isinstance(entry, Unusable):
+        raise entry
+    entry = {"messages": entry} if isinstance(entry, list) else entry
+    if None in entry:
+        raise Unusable("syntax", f"has {len(entry[None])} more fields than the header")
+    fields = {key: value for key, value in entry.items() if value not in (None, "", [])}
+    found = SimpleNamespace(media=[], turns=[], trained=[], caption=None, unread=Counter())
+    for name in ("system", "objects", "split", "id", "index"):
+        setattr(found, name, fields.pop(name, None))
+    if str(fields.get("image", "")).startswith(INLINE):
+        fields.pop("image_path", None)  # VLMEvalKit's name for it
+    span = [fields.pop(key, None) for key in ("video_start", "video_end")]
+    for name in [name for name in fields if kind_of(name)]:
+        add_media(found, kind_of(name), fields.pop(name), span)
+    read_messages(messages_of(fields, question, found), found)
+    if re.search("[\ud800-\udfff]", "".join([*itertools.chain(*found.turns), found.system or ""])):
+        raise Unusable("syntax", "has text that is not UTF-8, or half a character")
+    unread.update({*found.unread, *fields})
+    check_placeholders(found)
     return found
 
 
-def read_messages(messages, media, problems):
-    """([(number, role, text)], system prompt) of a conversation of LLaVA or Qwen. Appends to `media` and `problems`."""
-    found, system = [], None
-    for number, message in enumerate(messages if isinstance(messages, list) else [messages], 1):
-        message = message if isinstance(message, dict) else {}
-        role, words = message.get("from", message.get("role")), message.get("value", message.get("content"))
-        if isinstance(words, list):
-            parts, words = words, ""
-            for part in parts:
-                # rows of a table have all keys in every part, null for another type
-                part = part if isinstance(part, dict) else {}
-                kind = next((k for k in PARTS if part.get(k) is not None), None)
-                kind = next((k for k in PARTS if part.get("type") == k), kind)
-                values = (part.get(k) for k in (kind, "value", "url", "path"))
-                given = next((v for v in values if kind and v is not None), None)
-                if not kind or kind == "text" and not isinstance(given, (str, int, float)):
-                    problems.append(("syntax", f"turn {number} has a part that is not text, image or video"))
-                elif kind == "text":
-                    words += str(given)
-                else:
-                    kind = kind.removesuffix("_url")
-                    words += f"<{kind}>"
-                    media += [(kind, path_of(given))] if given else []
-        if str(role) not in ROLES:
-            problems.append(("role", f"turn {number} has role {role!r}; known: {', '.join(ROLES)}"))
-        elif not isinstance(words, str):
-            problems.append(("syntax", f"turn {number} has no text"))
-        elif ROLES[role] == "system" and number == 1:
-            system = words
-        else:
-            found.append((number, ROLES[role], words))
-    if problems:
-        return found, system
-    for (n, role, _), due in zip(found, itertools.cycle(("user", "assistant")), strict=False):
-        if role != due:
-            problems.append(("order", f"turn {n} has role {role} instead of {due}"))
-            return found, system
-    if len(found) % 2 or not found:
-        problems.append(("order", "the last question has no answer" if found else "has no turns"))
-    return found, system
+# ---------------------------------------------------------------- items
 
 
-def normalise(entry, question):
-    """An entry of any format as (media, turns, system, caption, problems).
+def locate(name, folder, scratch):
+    """The file or folder that an entry names; it may not lead out of an unpacked archive. Raises Unusable."""
+    if re.match(r"(?!file:)\w+://", name):
+        raise Unusable("missing", "is a URL; download it first")
+    name = name.removeprefix("file://")
+    path = folder / name if (folder / name).exists() else folder / name.replace("\\", "/")
+    packed = folder.is_relative_to(scratch)
+    if not path.exists() or (packed and not path.resolve().is_relative_to(scratch.resolve())):
+        raise Unusable("missing", f"is not there ({path})")
+    return path
 
-    media: (kind, reference), kind `image` or `video`; problems: (kind, reason). Questions of turns keep `<image>` and `<video>` unless
-    these only stand at the beginning of the first.
-    """
-    entry = {"messages": entry} if isinstance(entry, list) else entry
-    problems, parsed, caption = [], [], None
-    if not isinstance(entry, dict):
-        return [], [], None, None, [("syntax", f"is {entry!r:.40}, not a mapping of fields")]
-    media, messages, system = media_of(entry), entry.get("conversations", entry.get("messages")), None
-    if messages is None:
-        answer = next((entry[k] for k in ("answer", *CAPTIONS) if entry.get(k)), "")
-        if not isinstance(answer, (str, int, float)):
-            problems.append(("syntax", f"has {answer!r:.40} as text"))
-        caption = None if "question" in entry else str(answer)
-        turns = [[str(entry.get("question", question)), str(answer)]]
+
+def clip_between(path, span, args):
+    """A Clip of --frames frames spread evenly over a video, or over its seconds [start, end]."""
+    if span == [None, None]:
+        return media.read_clip(path, args.frames, size=args.size, evenly=True)
+    line = media.timeline(path)
+    start, end = float(span[0] or 0), float(line.end if span[1] is None else span[1])
+    if not 0 <= start < min(end, line.end):
+        raise Unusable("span", f"has no seconds {start:g} to {end:g}, but 0 to {line.end:g}")
+    part = dataclasses.replace(line, stamps=line.stamps - start, end=min(end, line.end) - start)
+    numbers, times = media.instants(part, args.frames, evenly=True)
+    frames = media.frames_at(path, numbers.tolist(), args.size)
+    return media.Clip(frames, torch.from_numpy(times), line.width, line.height, line.rotated)
+
+
+def load(medium, folder, args, scratch):
+    """(what a medium gives to an item, digests of its files, degrees rotated). Raises Unusable."""
+    source, digests = medium.source, []
+
+    def content(name):
+        if isinstance(name, str) and name.startswith(INLINE):
+            name = base64.b64decode(name.partition(",")[2] or name, validate=True)
+        elif isinstance(name, str):
+            path = locate(name, folder, scratch)
+            if path.stat().st_size > args.max_bytes:
+                raise Unusable("large", f"has more bytes than --max-bytes {args.max_bytes}; raise it")
+            name = path.read_bytes()
+        digests.append(digest(name))
+        return name
+
+    if medium.kind == "image":
+        encoded = content(source)
+        height, width = media.read_image(encoded).shape[:2]
+        encoded = torch.frombuffer(bytearray(encoded), dtype=torch.uint8)
+        return {"encoded": encoded, "width": width, "height": height}, digests, 0
+    if isinstance(source, list):
+        clip = media.read_frames(source, content, args.frames, args.size)
+    elif isinstance(source, str) and not source.startswith(INLINE):
+        path = locate(source, folder, scratch)
+        digests.append(media.content_hash(path).hex()[:16])
+        clip = clip_between(path, medium.span, args)
     else:
-        parsed, system = read_messages(messages, media, problems)
-        # LLaVA-Video writes <image> for its video
-        if [k for k, _ in media] == ["video"] and not any("<video>" in w for _, _, w in parsed):
-            parsed = [(n, role, w.replace("<image>", "<video>")) for n, role, w in parsed]
-        turns = [[parsed[k][2], parsed[k + 1][2]] for k in range(0, len(parsed) - 1, 2)]
-    for number, turn in enumerate(turns, 1):
-        if not turn[1].strip():
-            problems.append(("empty", "has no text" if messages is None else f"answer {number} is empty"))
-        if turn in turns[: number - 1]:
-            earlier = turns.index(turn) + 1
-            problems.append(("repeated", f"turn {number} repeats turn {earlier}: {turn[0]!r:.60}"))
-    every = " ".join([w for _, _, w in parsed] or sum(turns, []))
-    kinds = [k for k, _ in media]
-    for kind in ("image", "video") if parsed or re.search(MARK, every) else ():
-        marks, there = every.count(f"<{kind}>"), kinds.count(kind)
-        answers = [n for n, (_, answer) in enumerate(turns, 1) if f"<{kind}>" in answer]
-        if marks != there:
-            problems.append(("placeholder", f"has {marks} <{kind}> for {there} {kind}{'s' * (there != 1)}"))
-        elif answers:
-            problems.append(("placeholder", f"has <{kind}> in answer {answers[0]}; answers are text"))
-    if other := re.search("<(audio|bbox|ref-object)>", every):
-        problems.append(("placeholder", f"has {other[0]}, which is not supported; write it out"))
-    if kinds.count("video") > 1 or len(set(kinds)) != 1:
-        has = f"has {kinds.count('image')} images and {kinds.count('video')} videos"
-        problems.append(("media", f"{has}; an item has images or one video"))
-    if turns:
-        bare = re.sub(rf"^(\s*{MARK})+\s*", "", turns[0][0])
-        if not re.search(MARK, " ".join([bare, turns[0][1], *sum(turns[1:], [])])):
-            turns[0][0] = bare
-    return media, turns, system or entry.get("system") and str(entry["system"]), caption, problems
-
-
-def read_image(content, max_side):
-    """(encoded uint8 [bytes], size in pixels, hash, degrees rotated) of an image. Encoded again if rotated, transparent or 16 bit."""
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(io.BytesIO(content)) as image:
-            if max(image.size) > max_side:
-                raise Unusable("large", f"is {image.width}x{image.height}, more than --max-side {max_side}")
-            image.load()
-            degrees = {3: 180, 6: 90, 8: 270}.get(image.getexif().get(274, 1), 0)
-            if image.getexif().get(274, 1) != 1 or image.mode.startswith("I") or image.has_transparency_data:
-                image, packed = upright(image), io.BytesIO()
-                image.save(packed, "PNG")
-                content = packed.getvalue()
-            return (
-                torch.frombuffer(bytearray(content), dtype=torch.uint8),
-                image.size,
-                difference_hash(image),
-                degrees,
-            )
-    except Unusable:
-        raise
-    except Image.DecompressionBombError:
-        raise Unusable("large", f"has more than {2 * Image.MAX_IMAGE_PIXELS:.0f} pixels") from None
-    except UnidentifiedImageError:
-        raise Unusable("broken", "is not an image" if content else "has no bytes") from None
-    except Exception as e:  # Pillow's plugins raise anything for a broken file
-        raise Unusable("broken", f"cannot be decoded ({e})") from e
-
-
-def difference_hash(image):
-    """128 bits: is a pixel of the grey 9 x 9 image darker than its right, than its lower neighbour? (dHash, N. Krawetz 2013)"""
-    from PIL import Image
-
-    grey = np.asarray(image.convert("L").resize((9, 9), Image.Resampling.BOX), np.int16)
-    return int.from_bytes(
-        np.packbits([grey[:-1, 1:] > grey[:-1, :-1], grey[1:, :-1] > grey[:-1, :-1]]).tobytes(), "big"
-    )
-
-
-def near_duplicates(hashes, most=7):
-    """Pairs of (split, name), of two splits, whose hashes differ in at most `most` bits. hashes: {split: {hash: name}}.
-
-    Hashes that differ in at most 7 of 128 bits agree in one of 8 bands of 16: only those are compared. Among 200 photographs it finds
-    8 pairs, all correct. It finds 99% of copies at half the size or JPEG quality 50, 3% of those cropped by 5% a side, none mirrored.
-    """
-    rows, pairs = [(split, name, h) for split, names in hashes.items() for h, name in names.items()], set()
-    codes = np.array([[h >> 64, h & 2**64 - 1] for _, _, h in rows], np.uint64).reshape(-1, 2)
-    splits, bands = np.array([list(hashes).index(split) for split, _, _ in rows]), codes.view(np.uint16).T
-    for k, band in enumerate(bands):
-        # by this band, then by the others
-        order, at = np.lexsort(np.roll(bands, -k - 1, 0)), np.arange(len(band))
-        # a band that more images share (a white edge) says little; comparing all of them takes n^2
-        for step in range(1, 200):
-            at = at[at + step < len(band)]
-            at = at[band[order[at]] == band[order[at + step]]]
-            a, b = order[at], order[at + step]
-            near = (splits[a] != splits[b]) & (np.bitwise_count(codes[a] ^ codes[b]).sum(1) <= most)
-            pairs |= set(zip(np.minimum(a, b)[near].tolist(), np.maximum(a, b)[near].tolist(), strict=True))
-            if not len(at):
-                break
-    return [(rows[k][:2], rows[j][:2]) for k, j in sorted(pairs)]
-
-
-def numbers_of(match):
-    """The numbers of a match of BOX_OR_POINT as floats, nan for other text. [] if none is a number: a template such as [x1, y1]."""
-
-    def number(x):
-        try:
-            return float(x)
-        except ValueError:
-            return math.nan
-
-    found = [number(x) for x in match[3].split(",")]
-    return [] if all(map(math.isnan, found)) else found
-
-
-def numbers_in(words):
-    """(kind, numbers) of {"bbox_2d": [x1, y1, x2, y2]} and {"point_2d": [x, y]} in a text."""
-    return [(m[2], numbers) for m in BOX_OR_POINT.finditer(words) if (numbers := numbers_of(m))]
-
-
-def medium(read, kind, reference, how):
-    """(encoded or frames, size in pixels, hash, degrees rotated, digest) of a path, or of a tuple of paths (a clip)."""
-    from PIL import Image
-
-    def content(path):
-        if not path.startswith("data:"):
-            return read(path.removeprefix("file://"))
-        try:
-            return base64.b64decode(path.partition(",")[2])
-        except ValueError:
-            raise Unusable("broken", "is not base64") from None
-
-    if kind == "image":
-        found = content(reference)
-        return *read_image(found, how.max_side), digest(found)
-    if isinstance(reference, tuple):  # a clip of images
-        if len(reference) < how.frames:
-            raise Unusable("short", f"has {len(reference)} frames, fewer than {how.frames}")
-        found = [
-            content(reference[k]) for k in np.linspace(0, len(reference) - 1, how.frames).round().astype(int)
-        ]
-        shots = [read_image(x, how.max_side) for x in found]
-        clip = torch.cat([frames_of({"encoded": shot[0]}, how.size) for shot in shots])
-        size = shots[0][1]
-        degrees = shots[0][3]
-        found = b"".join(found)
-    else:
-        found = content(reference)
         with tempfile.NamedTemporaryFile() as file:
-            file.write(found)
+            file.write(content(source))
             file.flush()
-            clip, size, degrees = whole_video(Path(file.name), how.frames, how.size, how.max_side)
-    return clip, size, difference_hash(Image.fromarray(clip[len(clip) // 2].numpy())), degrees, digest(found)
+            clip = clip_between(Path(file.name), medium.span, args)
+    given = {"frames": clip.frames, "times": clip.times, "width": clip.width, "height": clip.height}
+    return given, digests, clip.rotated
 
 
-def set_items(entries, how, notes):
-    """Yield items of a set. Problems are appended to `notes` as (item, kind, reason); after one nothing is yielded, unless how.skip_bad or how.check."""
-    ids, contents, first, hashes, bad = Counter(), set(), {}, {}, False
-    # successive entries often have the same image
-    load = functools.lru_cache(8)(functools.partial(medium, how=how))
-    for file, where, entry, part, read in entries:
-        try:
-            if isinstance(entry, Unusable):
-                raise entry
-            json.dumps(entry, ensure_ascii=False).encode()
-        except Unusable as e:
-            notes.append((f"{file}: {where}", *e.args))
-            bad = True
-            continue
-        except UnicodeEncodeError:
-            notes.append((f"{file}: {where}", "syntax", "has a lone surrogate (half a character)"))
-            bad = True
-            continue
-        media, turns, system, caption, problems = normalise(entry, how.question)
-        fields, shows, soft = entry if isinstance(entry, dict) else {}, [], []
-        for kind, reference in media:
-            paths = reference if kind == "video" and isinstance(reference, list) else [reference]
-            try:
-                if not all(isinstance(x, str) for x in paths):
-                    raise Unusable("missing", "is not a path")
-                shows.append(load(read, kind, tuple(paths) if paths is reference else reference))
-            except Unusable as e:
-                problems.append((e.args[0], f"{reference!s:.80} {e.args[1]}"))
-        given = fields.get("id") not in (None, "")
-        name = str(fields["id"]) if given else f"{media[0][1]!s:.200}" if media else where
-        label = f"{file}: {name:.99}" + (f" ({where})" if where != name else "")
-        if name in ids and given:
-            soft.append(("same id", f"has the id of an earlier item; renamed to {name}#{ids[name] + 1}"))
-        ids[name] += 1
-        if (content := digest(json.dumps([turns, media]).encode())) in contents:
-            problems.append(("duplicate", "repeats an earlier item"))
-        contents.add(content)
-        if split := fields.get("split"):
-            part = SPLITS.get(str(split).lower())
-            problems += [] if part else [("split", f"has the split {split!r}; give train, val or test")]
-        # one item of each split that has one of these images
-        twins = {split_of(t[2]): t for t in (first[x[4]] for x in shows if x[4] in first)}
-        elsewhere = [t for t in twins.values() if t[1] != part]
-        for name_of, there, _ in elsewhere:
-            where_each = f"is in {part or 'no split'}; {name_of} of {there or 'no split'}"
-            problems.append(("split", f"{where_each} has its image"))
-        if len(twins) > 1 and not elsewhere:
-            others = " and ".join(f"{t[0]} of {s}" for s, t in twins.items())
-            problems.append(("split", f"has images of {others}; give a split for each"))
-        sizes = [x[1] for x in shows]
-        if len(sizes) == len(media) > 0:
-            problems += box_problems(turns, sizes)
-        for (_, reference), x in zip(media, shows, strict=False):
-            if x[3]:
-                soft.append(("rotated", f"{reference} is rotated by {x[3]} degrees clockwise"))
-        notes += [(label, *x) for x in soft + problems]
-        bad = bad or bool(problems)
-        if problems or bad and not (how.skip_bad or how.check):
-            continue
+class SetReader:
+    """Makes items of rows: ids are unique, an image stays in one split, problems are counted by kind."""
+
+    def __init__(self, args, scratch):
+        self.args, self.scratch = args, scratch
+        self.kinds, self.unread, self.splits = Counter(), Counter(), {}
+        self.ids, self.contents, self.owners = Counter(), set(), {}
+
+    def note(self, row, kind, reason, most=20):
+        """Count a note by its kind; the first ones are printed."""
+        self.kinds[kind] += 1
+        name = row.entry.get("id") if isinstance(row.entry, dict) else None
+        where = row.place if name is None else f"{name!s:.99} ({row.place})"
+        line = f"{row.file}: {where}: {reason}"
+        if self.kinds[kind] > most:
+            line = f"... and more of this kind ({kind})"
+        if self.kinds[kind] <= most + 1:
+            tqdm.write("".join(c if c.isprintable() else " " for c in line), sys.stderr)
+
+    def name_of(self, row, found):
+        """The id of an item: as given, or else its path or place; with a number if that is taken."""
+        first = found.media[0].source
+        given = found.index if found.id is None else found.id
+        name = f"{row.file}: {row.place}" if given is None else str(given)
+        if given is None and isinstance(first, str) and not first.startswith(INLINE):
+            name = os.path.normpath(os.path.join(row.above, first))
+        while self.ids[name]:
+            self.ids[name] += 1
+            name = f"{name}#{self.ids[name]}"
+        if given is not None and name != str(given):
+            self.note(row, "same id", f"has the id of an earlier item; renamed to {name}")
+        return name
+
+    def source_of(self, name, part, digests):
+        """The source of an item: that of an earlier one with an image of it. Raises Unusable."""
+        twins = [self.owners[d] for d in digests if d in self.owners]
+        for other, there, source in twins:
+            if there != part or split_of(source) != split_of(twins[0][2]):
+                here, there = part or "no split", there or "no split"
+                raise Unusable("split", f"is in {here}, and {other}, in {there}, has its image")
         assigned = part
         if part == "train and val":
             assigned = "val" if int(digest(name.encode()), 16) % 100 < 25 else "train"
         source = f"{assigned}:{name}" if assigned else name
-        if twins:
-            source = next(iter(twins.values()))[2]
-        for k, x in enumerate(shows, 1):
-            first.setdefault(x[4], (name, part, source))
-            if x[2]:  # an image of one value is like any other
-                shown = label if len(shows) == 1 else f"{label}, image {k}"
-                hashes.setdefault(split_of(source), {}).setdefault(x[2], shown)
-        item = {"id": name if ids[name] == 1 else f"{name}#{ids[name]}", "source": source}
-        item["width"], item["height"] = shows[0][1]
-        if media[0][0] == "video":
-            item["frames"] = shows[0][0]
-        elif len(shows) == 1:
-            item["encoded"] = shows[0][0]
-        else:
-            item["images"] = [x[0] for x in shows]
-        more = {"chat": len(turns) > 1, "system": system, "text": caption}
-        yield item | {"turns": turns} | {k: v for k, v in more.items() if v}
-    for (s, a), (t, b) in near_duplicates(hashes):
-        notes.append((b, "near", f"is in {t}; nearly the same image is in {s}: {a}"))
+        source = twins[0][2] if twins else source
+        self.ids[name] += 1
+        self.owners |= {d: (name, part, source) for d in digests if d not in self.owners}
+        return source
 
+    def loaded(self, row, found):
+        """(what each medium gives to the item, digests of all files). Raises Unusable."""
+        given, digests = [], []
+        for medium in found.media:
+            try:
+                parts, files, rotated = load(medium, row.folder, self.args, self.scratch)
+            except Unusable as e:
+                raise Unusable(e.args[0], f"{medium.source!s:.80} {e.args[1]}") from e
+            given.append(parts)
+            digests += files
+            if rotated:
+                self.note(row, "rotated", f"{medium.source!s:.80} is rotated by {rotated} degrees clockwise")
+        return given, digests
 
-def box_problems(turns, sizes):
-    """Problems (kind, reason) with the boxes and points in turns about images of these sizes."""
-    problems = []
-    for turn, number in zip(turns, image_of_turn(turns, len(sizes)), strict=True):
-        width, height = sizes[number or 0]
-        for kind, numbers in numbers_in(" ".join(turn)):
-            if number is None and len(set(sizes)) > 1:
-                reason = "for an unknown image; ask about each image in its own turn"
-            elif not inside(numbers, width, height):
-                reason = f"not inside {width}x{height} pixels"
+    def item(self, row):
+        """The item of a row, None if it has text alone. Raises Unusable."""
+        found = parse(row.entry, self.args.question, self.unread)
+        if not found.media:
+            self.kinds["text only"] += 1
+            return None
+        part = split_stated(found.split) or row.part
+        given, digests = self.loaded(row, found)
+        sizes = [(parts["width"], parts["height"]) for parts in given]
+        turns = place_boxes(found.turns, found.objects or {}, self.args.units, sizes)
+        named = [row.above, *(f"{medium.kind} {medium.source}" for medium in found.media)]
+        content = digest(json.dumps([turns, named]).encode())
+        if content in self.contents:
+            raise Unusable("duplicate", "repeats an earlier item")
+        name = self.name_of(row, found)
+        item = {"id": name, "source": self.source_of(name, part, digests), **given[0], "turns": turns}
+        self.contents.add(content)
+        if len(given) > 1:
+            item["images"] = [parts["encoded"] for parts in given]
+            del item["encoded"]
+        more = {"chat": len(found.turns) > 1, "system": found.system, "text": found.caption}
+        more["trained"] = None if all(found.trained) else found.trained
+        return item | {key: value for key, value in more.items() if value}
+
+    def items(self, rows):
+        """Yield the items of rows; none after a problem, unless --skip-bad or --check is given."""
+        for row in tqdm(rows, desc="sets", unit="item"):
+            try:
+                item = self.item(row)
+            except Unusable as e:
+                self.note(row, *e.args)
+            except (AttributeError, LookupError, OSError, StopIteration, TypeError, ValueError) as e:
+                self.note(row, "syntax", f"has a layout that is not known ({type(e).__name__}: {e!s:.80})")
             else:
-                continue
-            problems.append(("box", f"has {kind} {numbers}, {reason}"))
-    return problems
+                if item and (self.args.skip_bad or self.args.check or not self.problems()):
+                    self.count(item)
+                    yield item
+
+    def count(self, item):
+        """Add an item to the counts of its split."""
+        row = self.splits.setdefault(split_of(item["source"]), Counter())
+        video = "frames" in item
+        row.update(items=1, videos=int(video), images=0 if video else len(item.get("images", "1")))
+        row.update(turns=len(item["turns"]), answer_words=sum(len(x.split()) for _, x in item["turns"]))
+        row["longest_side"] = max(row["longest_side"], item["width"], item["height"])
+
+    def problems(self):
+        """{kind: count} of what makes an item unusable."""
+        harmless = ("rotated", "text only") if self.args.check else ("rotated", "text only", "same id")
+        return {kind: n for kind, n in sorted(self.kinds.items()) if kind not in harmless}
+
+    def print_counts(self):
+        """Name what is not read; with --stats print the counts of each split."""
+        for name, n in self.unread.items():
+            print(f"{self.args.root}: {name!r} is not read ({n} times)", file=sys.stderr)
+        for split, row in self.splits.items() if self.args.stats else ():
+            print(split, *(f"{key} {value}" for key, value in row.items()))
+
+    def verdict(self, index):
+        """More entries of index.yaml. Exits with code 2 if there were problems or no items."""
+        args, problems = self.args, self.problems()
+        self.print_counts()
+        if problems and (args.check or not args.skip_bad):
+            by_kind = ", ".join(f"{n} {kind}" for kind, n in problems.items())
+            remedy = "correct them" if args.check else "correct them, or give --skip-bad"
+            if "missing" in problems and not args.media:
+                remedy += ", or give --media the folder or archive that their paths are relative to"
+            fail(f"{sum(problems.values())} problems in {args.root} ({by_kind}), listed above; {remedy}")
+        if not index["items"]:
+            fail(f"{args.root} leaves no usable item; check --media and --format")
+        more = {"skipped": sum(problems.values()), "skipped_kinds": problems, "not_read": dict(self.unread)}
+        more |= {kind.replace(" ", "_"): self.kinds[kind] for kind in ("rotated", "text only", "same id")}
+        return more | {"splits": {split: dict(row) for split, row in self.splits.items()}}
 
 
-def inside(numbers, width, height):
-    """Do a box [x1, y1, x2, y2] or a point [x, y] lie in an image?"""
-    x, y = numbers[::2], numbers[1::2]
-    return (
-        len(numbers) in (2, 4)
-        and all(0 <= v <= width for v in x)
-        and all(0 <= v <= height for v in y)
-        and (len(x) == 1 or x[0] < x[1] and y[0] < y[1])
-    )
-
-
-def with_counts(items, table):
-    """The same items. At the end `table` has, per split, counts and [min, median, max] of words per answer and longer side (px)."""
-    counts, words, sides = {}, {}, {}
-    for item in items:
-        part = split_of(item["source"])
-        clip, images = "frames" in item, len(item.get("images", "1"))
-        counts.setdefault(part, Counter()).update(
-            items=1, images=0 if clip else images, videos=int(clip), turns=len(item["turns"])
-        )
-        words.setdefault(part, Counter()).update(len(answer.split()) for _, answer in item["turns"])
-        sides.setdefault(part, Counter())[max(item["width"], item["height"])] += 1
-        yield item
-
-    def spread(counter):
-        ordered, total = sorted(counter.items()), 0
-        for value, n in ordered:
-            total += n
-            if 2 * total >= counter.total():
-                return [ordered[0][0], value, ordered[-1][0]]
-
-    for s in ("train", "val", "test"):
-        if s in counts:
-            table[s] = dict(counts[s]) | {"words_per_answer": spread(words[s]), "side": spread(sides[s])}
-
-
-def print_problems(notes, most=20):
-    """Print notes (name, kind, reason) to stderr, at most `most` of a kind. Returns {kind: count}."""
-    kinds = Counter()
-    for name, kind, reason in notes:
-        kinds[kind] += 1
-        if kinds[kind] <= most:
-            print("".join(c if c.isprintable() else " " for c in f"{name}: {reason}"), file=sys.stderr)
-    for kind, n in kinds.items():
-        if n > most:
-            print(f"... and {n - most} more of this kind ({kind})", file=sys.stderr)
-    return kinds
-
-
-# ---------------------------------------------------------------- augmentation
-
-
-def augment(item, flip, crop, jitter, rng):
-    """A copy of an item: mirrored, cropped (sides at least the fraction `crop`, no box cut) and in other light; boxes move with it.
-
-    Not mirrored: text that says left or right, boxes in another form, or of an unknown image. Not cropped: also text that says a place,
-    and several images with boxes; of several without, the first is. None if nothing changes.
-    """
-    from PIL import Image, ImageEnhance
-
-    width, height, words = item["width"], item["height"], sum(item.get("turns", ()), [])
-    text = " ".join(filter(None, [*words, *item.get("labels", ()), item.get("text"), item.get("system")]))
-    owners = image_of_turn(item.get("turns", ()), len(item.get("images", "1")))
-    sided = SIDE_WORDS.search(text) or OTHER_COORDINATES.search(BOX_OR_POINT.sub("", text))
-    if "images" in item:
-        for turn, number in zip(item["turns"], owners, strict=True):
-            sided = sided or number is None and numbers_in(" ".join(turn))
-    flip = flip and not sided
-    if sided or PLACE_WORDS.search(text) or "images" in item and BOX_OR_POINT.search(text):
-        crop = None
-    if not (flip or crop or jitter):
-        return None
-    boxes = item.get("boxes", torch.zeros(0, 4)).tolist() + [x for _, x in numbers_in(" ".join(words))]
-    window = [0, 0, width, height]
-    for axis, side in enumerate((width, height) if crop else ()):
-        first = min((math.floor(v) for b in boxes for v in b[axis::2]), default=side)
-        last = max((math.ceil(v) for b in boxes for v in b[axis::2]), default=0)
-        length = max(last - first, math.ceil(rng.uniform(crop, 1) * side))
-        start = int(rng.integers(max(0, last - length), min(first, side - length) + 1))
-        window[axis], window[axis + 2] = start, start + length
-    light = rng.uniform(0.7, 1.3, 3)
-
-    def transformed(image, window):
-        image = image.crop(window) if window else image
-        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else image
-        enhancers = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color) if jitter else ()
-        for factor, enhancer in zip(light, enhancers, strict=False):
-            image = enhancer(image).enhance(factor)
-        return image
-
-    def encoded(x, window):
-        image, file = Image.open(io.BytesIO(x.numpy().tobytes())), io.BytesIO()
-        how = {"format": "JPEG", "quality": 95} if image.format == "JPEG" else {"format": "PNG"}
-        transformed(image.convert("RGB"), window).save(file, **how)
-        return torch.frombuffer(bytearray(file.getvalue()), dtype=torch.uint8)
-
-    def moved(numbers, right=window[2]):
-        x = [right - v if flip else v - window[0] for v in numbers[::2]]
-        y = [v - window[1] for v in numbers[1::2]]
-        return [v for point in zip(sorted(x), y, strict=True) for v in point]
-
-    def moved_words(words, number):
-        right = (
-            Image.open(io.BytesIO(item["images"][number].numpy().tobytes())).width if number else window[2]
-        )
-
-        def replaced(match):
-            if not (numbers := numbers_of(match)):
-                return match[0]
-            return match[1] + ", ".join(f"{round(v, 2):.9g}" for v in moved(numbers, right)) + match[4]
-
-        return BOX_OR_POINT.sub(replaced, words)
-
-    new = item | {"id": f"{item['id']}~", "width": window[2] - window[0], "height": window[3] - window[1]}
-    if "frames" in item:
-        h, w = item["frames"].shape[1:3]  # frames are resized, so the window is too
-        part = [window[0] * w / width, window[1] * h / height, window[2] * w / width, window[3] * h / height]
-        frames = [transformed(Image.fromarray(f.numpy()), part) for f in item["frames"]]
-        frames = [np.array(f.resize((w, h), Image.Resampling.BICUBIC)) for f in frames]
-        new["frames"] = torch.from_numpy(np.stack(frames))
-    elif "images" in item:
-        new["images"] = [encoded(x, None if k else window) for k, x in enumerate(item["images"])]
-    else:
-        new["encoded"] = encoded(item["encoded"], window)
-    if "boxes" in item:
-        new["boxes"] = torch.tensor([moved(b) for b in item["boxes"].tolist()]).float().reshape(-1, 4)
-    if words:
-        turns = zip(item["turns"], owners, strict=True)
-        new["turns"] = [[moved_words(q, k), moved_words(a, k)] for (q, a), k in turns]
-        new |= {"text": new["turns"][0][1]} if "text" in item else {}
-    return new
-
-
-def augmented(items, args):
-    """The same items, each of the train split followed by an augmented copy of the same source, drawn by --seed and id."""
-    for item in items:
-        yield item
-        if split_of(item["source"]) == "train":
-            rng = np.random.default_rng([args.seed, int(digest(item["id"].encode()), 16)])
-            if copy := augment(item, args.flip, args.crop, args.jitter, rng):
-                yield copy
-
-
-# ---------------------------------------------------------------- a contact sheet
-
-
-def preview(items, path, columns=8, rows=5, tile=160):
-    """Save a contact sheet: first (of a clip also last) frames with boxes, also those in answers, or the action; questions below."""
-    from PIL import Image, ImageDraw
-
-    has_text, cells = "boxes" not in items[0] and "turns" in items[0], []
-    height, white = tile + 90 * has_text, {"fill": "white", "stroke_width": 1, "stroke_fill": "black"}
-    for item in items:
-        cells += [(item, t) for t in ([0, -1] if len(item.get("frames", ())) > 1 else [0])]
-        if len(cells) >= columns * rows:
-            break
-    sheet = Image.new("RGB", (columns * tile, rows * height), "white")
-    for k, (item, t) in enumerate(cells[: columns * rows]):
-        image = Image.fromarray(frames_of(item, tile)[t].numpy())
-        pen, at = ImageDraw.Draw(image), (k % columns * tile, k // columns * height)
-        scale = torch.tensor([tile / item["width"], tile / item["height"]] * 2)
-        if has_text:
-            lines = [line for q, a in item["turns"] for line in (f"Q: {q}", f"A: {a}")]
-            words = "\n".join(textwrap.fill(line, tile // 6) for line in lines).split("\n")[:6]
-            ImageDraw.Draw(sheet).text((at[0] + 3, at[1] + tile + 2), "\n".join(words), fill="black")
-            owners = image_of_turn(item["turns"], len(item.get("images", "1")))
-            firsts = [answer for (_, answer), k in zip(item["turns"], owners, strict=True) if not k]
-            in_text = [numbers for kind, numbers in numbers_in(" ".join(firsts)) if kind == "bbox_2d"]
-            found, names = torch.tensor(in_text).reshape(-1, 4), [""] * len(in_text)
-        else:
-            found, names = item.get("boxes", torch.zeros(0, 4)), item.get("names", item.get("labels", []))
-            if "boxes" not in item:
-                pen.text((3, 2), textwrap.fill(item["action"], tile // 7), **white)
-        for box, label in zip((found if found.ndim == 2 else found[t]) * scale, names, strict=True):
-            if box[2] > box[0]:
-                pen.rectangle(box.tolist(), outline="white", width=3)
-                pen.rectangle(box.tolist(), outline="black")
-                pen.text((box[0].item() + 3, box[1].item() + 2), label, **white)
-        sheet.paste(image, at)
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path)
+def write_set(args, out, meta):
+    """Write a set to `out` and return its index, or with --check only what it finds. Exits with code 2 on any
+    problem, unless --skip-bad is given."""
+    with tempfile.TemporaryDirectory() as scratch:
+        reader = SetReader(args, Path(scratch))
+        rows = find_rows(args, Path(scratch), reader.unread)
+        first = next(rows, None)
+        if first is None:
+            fail(f"{args.root} holds no entry; give a set")
+        form = format_of(first)
+        if args.format not in (None, form):
+            fail(f"{args.root} has the format {form}, not {args.format}; leave out --format")
+        items = reader.items(itertools.islice(itertools.chain([first], rows), args.n))
+        if args.check:
+            index = {"format": form, "items": sum(1 for _ in items), "problems": 0}
+            return index | {k: v for k, v in reader.verdict(index).items() if not k.startswith("skipped")}
+        check_writable(out / "index.yaml")
+        items = augmented(items, args)
+        media.write_whole(out, items, meta | {"format": form, "question": args.question}, reader.verdict)
+    return load_yaml(out / "index.yaml")

@@ -24,7 +24,7 @@ items, the majority action.
 omission, abstains; words_follow_image: are answers worse with another object's embedding? `changed`: do they follow changed clips?
 
 Copy with it: claims.py, cogvlm2.py, common.py, families.py, media.py, metrics.py, models.py, untrained.py,
-stats.py, training.py.
+stats.py, training.py, words.py.
 """
 
 import functools
@@ -57,14 +57,13 @@ from claims import (
     is_correct,
     load_tracks,
     metadata_text,
+    names_labels,
     object_of_question,
     omitted,
-    parse_action,
     parse_answer,
     parse_box,
     parse_claims,
     parse_word,
-    recalled,
     sentences_of,
     track_id,
     trajectory_folder,
@@ -97,14 +96,15 @@ from common import (
 from families import ROWS, family_of, on, up_to_the_image, whole_tokens, words_behind
 from media import (
     CHOICES,
+    Unusable,
     choose_frames,
+    evenly_spread,
     fitted,
     frame_methods,
     frames_at,
     frames_of,
-    opened,
-    presented,
-    read_image,
+    open_image,
+    timeline,
     with_chosen,
 )
 from metrics import box_iou, box_truth
@@ -125,6 +125,7 @@ from models import (
     put_to,
     resolved_commit,
     spread,
+    stacked,
 )
 from stats import (
     criterion,
@@ -137,7 +138,7 @@ from stats import (
     token_ridge,
     verdict,
 )
-from training import answered, load_words, word_prompt
+from words import answered, load_words, word_prompt
 
 # ---------------------------------------------------------------- ask: questions to the model
 
@@ -197,12 +198,15 @@ def batches_of_one_shape(members, images, batch):
     """(indices, uint8 [n,T,H,W,3]) of at most `batch` consecutive images of one shape."""
     for _, some in itertools.groupby(((k, images[k]()) for k in members), lambda pair: pair[1].shape):
         while part := list(itertools.islice(some, batch)):
-            numbers, frames = zip(*part, strict=True)
-            yield numbers, torch.stack(frames)
+            numbers, clips = zip(*part, strict=True)
+            frames = torch.cat(clips)
+            if all(hasattr(clip, "times") for clip in clips):
+                frames.times = [clip.times[0] for clip in clips]
+            yield numbers, frames
 
 
 def generate_answers(model, processor, inputs_of, images, questions, batch, device, dtype):
-    """The greedy answer, str, to each question about its image (a function that returns uint8 [T,S,S,3]).
+    """The greedy answer, str, to each question about its image (a function that gives it `stacked`).
 
     Equal questions are batched together, so that nothing is padded."""
     answers, together = [None] * len(questions), {}
@@ -283,7 +287,7 @@ def ask_about_data(args, started):
     if "answer" not in answers:
         print(f"device {device.type} ({why})")
         model, processor, inputs_of = load_to_ask(args, entry, size, device, dtype)
-        images = [functools.partial(frames_of, item, size) for item, *_ in rows]
+        images = [functools.partial(stacked, [item], size) for item, *_ in rows]
         answers["answer"] = generate_answers(
             model, processor, inputs_of, images, questions, args.batch, device, dtype
         )
@@ -334,7 +338,7 @@ def run_frames(args, started):
     sources = [item["source"] for item, *_ in rows]
     device, dtype, why = choose_device()
     meta = answers_meta(args, entry, data, size, dtype)
-    meta |= {"largest_gap": args.largest_gap, "items": same_items(items, data)}
+    meta |= {"items": same_items(items, data)}
     saved = saved_answers(out, ids=ids, meta=meta)
     answers, facts = saved.get("answers", {}), saved.get("facts", {})
     print(f"device {device.type} ({why})")
@@ -349,7 +353,7 @@ def run_frames(args, started):
             clips, started_at = {item["id"]: item for item, *_ in rows}, clock()
             shown = dict(zip(clips, with_chosen(list(clips.values()), method, args, count), strict=True))
             chosen, started_at = clock() - started_at, clock()
-            images = [functools.partial(frames_of, shown[i], size) for i in ids]
+            images = [functools.partial(stacked, [shown[i]], size) for i in ids]
             answers[name] = generate_answers(*vlm, images, questions, args.batch, device, dtype)
             facts[name] = {
                 "seconds_choosing": chosen,
@@ -360,7 +364,7 @@ def run_frames(args, started):
         return name
 
     # warm up before anything is timed
-    image = functools.partial(frames_of, with_chosen([rows[0][0]], methods[0], args)[0], size)
+    image = functools.partial(stacked, with_chosen([rows[0][0]], methods[0], args), size)
     generate_answers(*vlm, [image], questions[:1], 1, device, dtype)
     names = [run(method, args.count) for method in methods]
     even = run("uniform", args.count)
@@ -778,9 +782,7 @@ def ask_generated_clips(generated_clips, questions, counts, entry, where, out, m
             for (question, length), members in together.items():
                 at = spread(length, k)
                 for some in (members[n : n + batch] for n in range(0, len(members), batch)):
-                    shown = torch.stack(
-                        [frames_of({"frames": generated_clips[n]["frames"][at]}, meta["size"]) for n in some]
-                    )
+                    shown = stacked([generated_clips[n] | {"shown": at} for n in some], meta["size"])
                     for n, text in zip(
                         some, answers_to(model, processor, shown, question, (at, length)), strict=True
                     ):
@@ -812,7 +814,7 @@ def names_actions(texts, kind, actions):
     if "still" in actions:  # the nine words for a direction
         named = [parse_word(t, "direction") for t in texts]
         return torch.tensor([[n == a for a in actions] for n in named])
-    return torch.tensor([[recalled(parsed, a) for a in actions] for parsed in map(parse_action, texts)])
+    return names_labels(texts, actions)
 
 
 def describe_scores(answers, names, main, truth, vocabulary, majority_action, sources, seed):
@@ -1010,19 +1012,22 @@ def run_describe(args, started):
 # ---------------------------------------------------------------- ask: the user's own image or video
 
 MOST = 256  # tokens of an answer
+CANDIDATES = 2048  # frames, spread evenly over a longer video
 
 
 def watched(path, k, size, how="uniform", seed=0):
-    """(k frames of a video, uint8 [k, size, size, 3], chosen by `how` (choose_frames); (indices, length, frames a second)).
-
-    The stated rate is at most RATE: denser steps would share one temporal position."""
-    length = len(presented(path))
-    if not length:
-        fail(f"{path} holds no frames; give another video")
-    with opened(path) as file:
-        rate = float(file.streams.video[0].average_rate or RATE)
-    numbers = choose_frames(path, min(k, length), how, seed)
-    return frames_at(path, numbers, size)[0], (numbers, length, min(rate, RATE * length / len(numbers)))
+    """(k frames of a video, of CANDIDATES chosen by `how`, uint8 [1, k, size, size, 3]; their numbers)."""
+    try:
+        stamps = timeline(path).stamps
+        candidates = evenly_spread(len(stamps), min(len(stamps), CANDIDATES))
+        small = torch.zeros(len(candidates), 1, 1, 3, dtype=torch.uint8)
+        if how not in ("uniform", "random"):
+            small = frames_at(path, candidates, 64)
+        numbers = [candidates[n] for n in choose_frames(small, min(k, len(candidates)), how, seed)]
+        item = {"frames": frames_at(path, numbers, size), "times": stamps[numbers]}
+    except Unusable as e:
+        fail(f"{path} {e.args[1]}; give an MP4, WebM or GIF file")
+    return stacked([item]), numbers
 
 
 def ask_about_media(args, started):
@@ -1044,18 +1049,17 @@ def ask_about_media(args, started):
     if args.out:
         check_writable(args.out)
     size = args.size or (entry["clip"] if args.clip else entry.get("own_shape", entry["size"]))
-    x, at = (
-        watched(args.clip, int(frames), size, args.choose or "uniform", args.seed)
-        if args.clip
-        else ([frames_of({"frames": read_image(p)}, size)[0] for p in args.image], None)
-    )
+    if args.clip:
+        x, numbers = watched(args.clip, int(frames), size, args.choose or "uniform", args.seed)
+    else:
+        x = [[frames_of({"frames": open_image(p)[None]}, size)[0] for p in args.image]]
 
     from transformers import TextStreamer
 
     device, dtype, why = choose_device()
     print(f"device {device.type} ({why})")
     model, processor = load_vlm(entry, device, dtype)
-    given = put_to(model, processor, [x], args.question, at)
+    given = put_to(model, processor, x, args.question)
     tokenizer = getattr(processor, "tokenizer", processor)
     started_at = time.time()
     show = TextStreamer(tokenizer, skip_prompt=entry["type"] != "cogvlm2", skip_special_tokens=True)
@@ -1070,9 +1074,9 @@ def ask_about_media(args, started):
         "tokens": len(words),
         "model": entry["name"],
         "weights": entry["weights"],
-        "frames": len(x),
+        "frames": len(x[0]),
         "size": size,
-        **({"clip": args.clip, "frames_used": at[0]} if args.clip else {"images": args.image}),
+        **({"clip": args.clip, "frames_used": numbers} if args.clip else {"images": args.image}),
         "run": run_record(args, started, device, why, dtype, entry),
     }
     if args.out:
@@ -1169,16 +1173,10 @@ def tracker_fact(name, persistence, scores, threshold):
     where a transient object is hidden."""
     seen, end = (scores > threshold).tolist(), len(scores) - 1
     persistent = bool(persistence > 0.5)
-    return {
-        "object": name,
-        "persistence": float(persistence),
-        "persistent": persistent,
-        "why": "stays" if persistent else None,
-        "visible": runs(seen),
-        "direction": None,
-        "present": [[0, end]] if persistent else None,
-        "hidden": runs([not s for s in seen]) if persistent else None,
-    }
+    found = {"object": name, "persistence": float(persistence), "persistent": persistent}
+    found |= {"why": "stays" if persistent else None, "visible": runs(seen), "direction": None}
+    hidden = runs([not s for s in seen]) if persistent else None
+    return found | {"present": [[0, end]] if persistent else None, "hidden": hidden}
 
 
 def runs(there):
@@ -1210,8 +1208,6 @@ class Question(NamedTuple):
     name: str  # of the object; "" for all objects
     question: str
     answer: str = ""
-    # permuted: the two options exchanged; listed, relisted: the directions in two orders; description
-    role: str = "question"
 
 
 def sample_per_kind(every, n, g):
@@ -1232,34 +1228,15 @@ def questions_of_items(items):
 
 
 def sample_questions(items, n, seed):
-    """(questions, questions of the descriptions). questions: n of each kind, and variants with other orders of options.
-
-    The answers to the questions of the descriptions form the description of n clips."""
+    """(n questions of each kind, questions whose answers form the descriptions of n clips)."""
     g = torch.Generator().manual_seed(seed)
-    asks = sample_per_kind(questions_of_items(items), n, g)
-    for a in list(asks):
-        if a.kind == "persistence":
-            asks.append(
-                a._replace(
-                    role="permuted",
-                    question=re.sub(
-                        r"\b(persistent|transient) or (persistent|transient)\b", r"\2 or \1", a.question
-                    ),
-                )
-            )
-        if a.kind == "direction":
-            for role in ("listed", "relisted"):
-                listed = ", ".join(DIRECTIONS[j] for j in torch.randperm(len(DIRECTIONS), generator=g))
-                asks.append(a._replace(role=role, question=f"{a.question} Answer with one of: {listed}."))
-    clips = torch.randperm(len(items), generator=g)[:n].tolist()
-    return asks, [
-        Question(k, *rest, "description")
-        for k in clips
-        for rest in [
-            *(("describe", name, DESCRIBE_NAME.format(name), "") for name in items[k]["names"]),
-            ("count", "", "How many coloured objects are there?", str(items[k]["count"])),
-        ]
-    ]
+    asks, describing = sample_per_kind(questions_of_items(items), n, g), []
+    for k in torch.randperm(len(items), generator=g)[:n].tolist():
+        for name in items[k]["names"]:
+            describing.append(Question(k, "describe", name, DESCRIBE_NAME.format(name)))
+        count = str(items[k]["count"])
+        describing.append(Question(k, "count", "", "How many coloured objects are there?", count))
+    return asks, describing
 
 
 def majority_answers(asks, train):
@@ -1412,68 +1389,26 @@ def score_claims(items, described, seed):
 
 def method_row(items, asks, runs, seed):
     """({columns of the table}, 0/1 [seeds, questions]) of a method; runs: for each seed its answers to `asks`."""
-    place = [n for n, a in enumerate(asks) if a.role == "question"]
-    sources = [items[asks[n].item]["source"] for n in place]
-    correct = torch.tensor(
-        [
-            [float(answer_is_correct(asks[n].kind, texts[n], asks[n].answer, asks[n].name)) for n in place]
-            for texts in runs
-        ]
-    )
-    row = {"questions": len(place)} | mean_and_interval("accuracy", correct, sources)
-    kinds = [asks[n].kind for n in place]
+    sources, kinds = [items[a.item]["source"] for a in asks], [a.kind for a in asks]
+    correct, abstained, f1 = [], [], []
+    for texts in runs:
+        pairs = list(zip(asks, texts, strict=True))
+        correct.append([float(answer_is_correct(a.kind, text, a.answer, a.name)) for a, text in pairs])
+        values = [parse_answer(text, "persistence", a.name) for a, text in pairs]
+        abstained.append([float(value in UNANSWERABLE) for value in values])
+        f1.append([frame_f1(text, a.answer, a.name) for a, text in pairs if a.kind == "frames"])
+    correct, abstained = torch.tensor(correct), torch.tensor(abstained)
+    row = {"questions": len(asks)} | mean_and_interval("accuracy", correct, sources)
 
     def of(*some):
         return [m for m, kind in enumerate(kinds) if kind in some]
 
     for kind in dict.fromkeys(kinds):
         row |= mean_and_interval(kind, correct[:, of(kind)], [sources[m] for m in of(kind)])
-    abstained = torch.tensor(
-        [
-            [float(parse_answer(texts[n], "persistence", asks[n].name) in UNANSWERABLE) for n in place]
-            for texts in runs
-        ]
-    )
-    for key, some in (
-        ("abstains", UNANSWERABLE),
-        *((f"abstains_{kind}", (kind,)) for kind in UNANSWERABLE),
-        ("abstains_wrongly", [k for k in QUESTION_KINDS if k not in UNANSWERABLE]),
-    ):
+    answerable = [kind for kind in QUESTION_KINDS if kind not in UNANSWERABLE]
+    for key, some in (("abstains", UNANSWERABLE), ("abstains_wrongly", answerable)):
         row |= mean_and_interval(key, abstained[:, of(*some)], [sources[m] for m in of(*some)])
-    f1 = torch.tensor(
-        [
-            [frame_f1(texts[place[m]], asks[place[m]].answer, asks[place[m]].name) for m in of("frames")]
-            for texts in runs
-        ]
-    )
-    row |= mean_and_interval("frame_f1", f1, [sources[m] for m in of("frames")])
-    twins = {(a.role, a.item, a.kind, a.name): n for n, a in enumerate(asks) if a.role != "question"}
-    for key, first, second in (
-        ("order_persistence", "question", "permuted"),
-        ("order_direction", "listed", "relisted"),
-    ):
-        pairs = [
-            (
-                m if first == "question" else twins[first, a.item, a.kind, a.name],
-                twins[second, a.item, a.kind, a.name],
-            )
-            for m, a in enumerate(asks)
-            if a.role == "question" and (second, a.item, a.kind, a.name) in twins
-        ]
-        same = torch.tensor(
-            [
-                [
-                    float(
-                        parse_answer(texts[m], asks[m].kind, asks[m].name)
-                        == parse_answer(texts[n], asks[n].kind, asks[n].name)
-                        is not None
-                    )
-                    for m, n in pairs
-                ]
-                for texts in runs
-            ]
-        )
-        row |= mean_and_interval(key, same, [items[asks[m].item]["source"] for m, _ in pairs])
+    row |= mean_and_interval("frame_f1", torch.tensor(f1), [sources[m] for m in of("frames")])
     return row, correct
 
 
@@ -1707,7 +1642,7 @@ def all_answers(args, w, parts, altered, device, dtype):
     earlier = load_pt(path, ANSWERS).get("answers", {}) if path.is_file() else {}
     follow = {
         "follow": (
-            [a for a in parts["questions"][0] if a.role == "question" and a.kind in FOLLOW],
+            [a for a in parts["questions"][0] if a.kind in FOLLOW],
             *parts["questions"][1:],
         )
     }
@@ -1886,7 +1821,7 @@ def run_trajectories(args, started):
             **{f"training_{key}": examples[key] for key in ("parameters", "forgetting")},
         }
     main = next(name for name in ("soft", "text", "metadata", "tuned", "vlm", "majority") if name in table)
-    sources = [w.items[a.item]["source"] for a in asks if a.role == "question"]
+    sources = [w.items[a.item]["source"] for a in asks]
     against = {
         name: paired_test(scores[main], scores[name], sources, seed=args.seed)
         for name in table
@@ -1914,7 +1849,7 @@ def run_trajectories(args, started):
     result["claim_precision_reason"] = (
         None if table[main]["claims"] else "the descriptions make no claim that can be checked"
     )
-    follow = [n for n, a in enumerate(asks) if a.role == "question" and a.kind in FOLLOW]
+    follow = [n for n, a in enumerate(asks) if a.kind in FOLLOW]
     shown = {
         "on": [[run[n] for n in follow] for run in texts["questions"].get("soft", [])],
         **texts.get("follow", {}),
@@ -2021,7 +1956,6 @@ def get_args(argv):
         help="methods of choosing; the first is compared with the others",
     )
     add("--count", type=int, default=8, help="number of frames")
-    add("--largest-gap", type=int, help="with motion or uniform: largest gap between two frames")
     add("--size", type=int, help="side in pixels (default: the registry's for the model)")
     add("--batch", type=int, default=8, help="micro-batch")
     add("--random-init", action="store_true", help="the same architecture with untrained weights")

@@ -23,7 +23,6 @@ Copy with it: check.py, cogvlm2.py, common.py, cost.py, families.py, features.py
 metrics.py, models.py, untrained.py, streaming.py.
 """
 
-import argparse
 import atexit
 import datetime
 import gc
@@ -45,7 +44,6 @@ from common import (
     check_writable,
     choose_device,
     fail,
-    load_features,
     load_items,
     load_pt,
     load_yaml,
@@ -58,7 +56,6 @@ from common import (
     save_pt,
     save_yaml,
     split_of,
-    with_grid,
 )
 from families import (
     ASKABLE,
@@ -71,7 +68,7 @@ from families import (
     whole_tokens,
     without_grid,
 )
-from features import FIT_ITEMS, REDUCE, Fit, Shard, Writer, fuse, layer_by_layer, one_by_one
+from features import FIT_ITEMS, REDUCE, Fit, Shard, Writer, layer_by_layer, one_by_one
 from media import CHOICES, frame_methods, frames_of, with_chosen
 from models import LOADERS, find_model, fingerprint, resolved_commit, skeleton
 from streaming import Network, capturing, half_linears, latents_of
@@ -116,7 +113,7 @@ def wait_for_ranks(args):
 
 def check_plan(out, plan, args):
     """Exit 2 where `out` was started with other settings; with --overwrite one rank deletes it instead."""
-    overwrite = (out, *vars(args).get("fused", ())) if args.overwrite and not args.shard else ()
+    overwrite = (out,) if args.overwrite and not args.shard else ()
     before = load_yaml(out / "plan.yaml") if (out / "plan.yaml").exists() else plan
     what = next((k for k in plan if before.get(k) != plan[k]), None)
     if what and not overwrite:
@@ -345,7 +342,7 @@ def plan_of(args, entry, items, data, dtype):
         key: getattr(args, key) for key in ("size", "batch", "points", "grids", "reduce", "store", "expert")
     }
     if frame_methods(args, items):
-        plan["frames"] = [args.frames, args.count, args.largest_gap, args.seed]
+        plan["frames"] = [args.frames, args.count, args.seed]
     if args.questions:
         plan["questions"] = read_questions(args.questions)
     return plan
@@ -359,7 +356,8 @@ def new_job(args):
     alone = entry["type"] not in TAKES_CLIPS
     if args.single_frames and alone and not args.frames and length > args.single_frames:
         args.frames, args.count = "uniform", args.single_frames
-    args.size = args.size or entry["clip" if length > 1 else "size"] * (2 if args.tiles == "all" else 1)
+    of_clips = length > 1 or "cut_from" in data  # a frame that was cut from a clip is seen as the clip is
+    args.size = args.size or entry["clip" if of_clips else "size"] * (2 if args.tiles == "all" else 1)
     job = SimpleNamespace(args=args, entry=entry, items=items, data=data)
     job.out = Path(args.out or f"results/{entry['name']}/{Path(args.data).name}/features")
     check_writable(job.out / "index.yaml")
@@ -436,93 +434,6 @@ def one_model(args, started):
     return write_index(job, started, modules, **more)
 
 
-# ---------------------------------------------------------------- two encoders side by side
-
-
-def two_entries(args):
-    """(names, registry entries) of the two models of --model a+b."""
-    names = args.model.split("+")
-    if args.questions:
-        fail(f"--model {args.model} with --questions: give a single model")
-    if len(names) != 2:
-        fail(f"--model {args.model} names {len(names)} models; give two, a+b")
-    entries = [find_model(name) for name in names]
-    if len({entry["name"] for entry in entries}) == 1:
-        fail(f"--model {args.model} names the same model twice; give two different ones")
-    return names, entries
-
-
-def layers_with_grid(index):
-    """The points of a features index that can be fused; exit 2 without one."""
-    points = [p for p in with_grid(index) if p != "pixels"]
-    if not points:
-        fail(f"{index['model']} has no token grid at these --points to concatenate; give points with a grid")
-    return points
-
-
-def side_by_side(args, started):
-    """--model a+b: the features of each in its own folder under --out; for each point of b with a grid,
-    `fused.<point>`: that point concatenated with the last one of a."""
-    names, entries = two_entries(args)
-    items, data = load_items(args.data)
-    both = "+".join(entry["name"] for entry in entries)
-    out = Path(args.out or f"results/{both}/{Path(args.data).name}/features")
-    for entry, name, points in zip(entries, names, ("last", args.points), strict=True):
-        print(f"-- {entry['name']}")
-        settings = vars(args) | {"model": name, "points": points, "out": str(out / entry["name"])}
-        settings |= {
-            "fused": [out / "pooled", *out.glob("fused.*")],
-            "grids": "all",
-            "reduce": 0,
-            "single_frames": 0,
-        }
-        found = one_model(argparse.Namespace(**settings), started)
-        if "shards_missing" in found:
-            return found
-    wait_for_ranks(args)
-    (a, read_a), (b, read_b) = (load_features(out / entry["name"]) for entry in entries)
-    left, right = layers_with_grid(a), layers_with_grid(b)
-    weakest = min(a["weights"], b["weights"], key=("random", "unstated", "small", "pretrained").index)
-    job = SimpleNamespace(args=args, items=items, data=data, out=out, still=False, maps={}, reduce=0)
-    job.facts = {"model": both, "kind": b["kind"], "weights": weakest}
-    write_fused(job, left[0], right, read_a, read_b)
-    if not wait_for_ranks(args):
-        return {}
-    args.size = b["size"]
-    return write_index(job, started, job.written, parts={i["model"]: i["run"] for i in (a, b)})
-
-
-def write_fused(job, point, others, read_a, read_b):
-    """Write the shards of `fused.<p>`: a point of the first model beside each of `others` of the second."""
-    args, a, b = job.args, read_a.index, read_b.index
-    job.written, job.sees_later = {}, set()
-    for p in others:
-        rows = a["points"][point], b["points"][p]
-        job.written[f"fused.{p}"] = f"{a['model']}: {rows[0]['module']}, {b['model']}: {rows[1]['module']}"
-        if not all(row.get("causal", True) for row in rows):
-            job.sees_later.add(f"fused.{p}")
-    job.with_grid = job.stored = {*job.written, "pixels"}
-    job.precision, job.overflowed = b["run"]["dtype"], None
-    grids = {id(read): math.prod(read.index["points"]["pixels"]["shape"][:3]) for read in (read_a, read_b)}
-    coarser = min((read_a, read_b), key=lambda read: grids[id(read)])
-    seconds = a["seconds_per_item"], b["seconds_per_item"]
-    each = (a["bytes"] + b["bytes"]) // len(job.items)
-    job.shard_items = int(min(SHARD, max(IN_MEMORY // each, 1)))
-    rank, ranks = share(args.shard)
-    todo = range(rank, -(-len(job.items) // job.shard_items), ranks)
-    with Writer() as job.write:
-        for number in tqdm([s for s in todo if not done(job.out, s)], desc="fused", unit="shard"):
-            job.args = argparse.Namespace(**vars(args) | {"batch": job.shard_items})
-            shard = shard_of(job, number)
-            rows = torch.arange(len(shard.ids)) + number * job.shard_items
-            shard.remaining["pixels"] = {0}
-            shard.add(0, "pixels", coarser("pixels", rows))
-            for p in others:
-                shard.add(0, f"fused.{p}", fuse(read_a(point, rows), read_b(p, rows)))
-            shard.write_marker([sum(seconds)] if None not in seconds else [])
-    job.args = args
-
-
 def get_args(argv):
     p = parser(__doc__)
     add = p.add_argument
@@ -547,7 +458,6 @@ def get_args(argv):
     add("--frames", choices=CHOICES, help="how frames of a clip are chosen (default: all frames)")
     add("--count", type=int, default=8, help="with --frames: number of frames")
     add("--single-frames", type=int, default=0, metavar="N", help="most frames for models of single images")
-    add("--largest-gap", type=int, help="with motion or uniform: largest distance of two frames")
     add("--overwrite", action="store_true", help="delete features in --out that have other settings")
     add("--shard", help="i/n: only every n-th shard, starting with the i-th (0-based)")
     add("--list", action="store_true", help="print the registry and stop")
@@ -569,8 +479,6 @@ def main(argv=None):
         from check import check_model
 
         return check_model(args)
-    if "+" in args.model and not Path(args.model).exists():
-        return side_by_side(args, started)
     return one_model(args, started)
 
 

@@ -2,7 +2,7 @@
 
 `one_by_one` and `layer_by_layer` send micro-batches of items through a model. `Shard` collects their features
 and writes each point when it is complete. `Fit` collects the moments from which `directions` makes the linear
-map of --reduce. `fuse` joins the tokens of two encoders.
+map of --reduce.
 """
 
 import contextlib
@@ -17,7 +17,8 @@ from torch.nn import functional as F
 
 from common import FEATURES, POOLED, fail, save_pt
 from families import on, up_to_the_image, words_behind
-from media import foreground, frames_of
+from media import foreground
+from models import stacked
 from streaming import states_at_questions, stream, wait_for
 
 REDUCE = "foresight.reduce.v1"
@@ -151,7 +152,7 @@ class Batches:
 
     def frames(self, k):
         """Micro-batch k: uint8 [n, T, size, size, 3]."""
-        return torch.stack([frames_of(item, self.job.args.size) for item in self.some(k)])
+        return stacked(self.some(k), self.job.args.size)
 
     def given(self, k):
         """`frames`, but one frame of a still clip where the model sees frames one by one."""
@@ -394,22 +395,3 @@ def question_features(job, capture, batch, given):
     steps = batch.get("frames", 1)
     found = {p: x.unflatten(0, (-1, steps))[:, :, None] for p, x in found.items()}
     return {new: found[old] for new, old in job.question_points.items()}
-
-
-# ---------------------------------------------------------------- two encoders
-
-
-def fuse(a, b):
-    """Concatenate features [n, t, h, w, D] of two encoders on the coarser grid: [n, t, h, w, D'].
-
-    Where one grid is a multiple of the other, all tokens of a cell are concatenated, else averaged. Time
-    steps are averaged.
-    """
-    t, h, w = (min(x, y) for x, y in zip(a.shape[1:4], b.shape[1:4], strict=True))
-
-    def match(x):
-        if x.shape[2] % h == 0 and x.shape[3] % w == 0:
-            x = x.unflatten(3, (w, -1)).unflatten(2, (h, -1)).permute(0, 1, 2, 4, 3, 5, 6).flatten(4)
-        return F.adaptive_avg_pool3d(x.movedim(-1, 1), (t, h, w)).movedim(1, -1)
-
-    return torch.cat([match(a), match(b)], -1)

@@ -40,18 +40,17 @@ def mask_iou(a, b):
     return torch.where(union > 0, inter / union.clamp(min=1), 1.0)
 
 
-def coco_of(images, classes):
-    """A pycocotools set of per-image columns: boxes [m, 4] xyxy, classes [m] and, of predictions, scores."""
+def coco_of(images, classes, third):
+    """A pycocotools set of per-image columns: boxes [m, 4] xyxy, classes [m], and score or iscrowd [m]."""
     from pycocotools.coco import COCO
 
     coco, rows = COCO(), []
     for i, image in enumerate(images):
         columns = [column.tolist() for column in image]
-        for (x1, y1, x2, y2), c, *score in zip(*columns, strict=True):
+        for (x1, y1, x2, y2), c, value in zip(*columns, strict=True):
             w, h = max(x2 - x1, 0), max(y2 - y1, 0)
             row = {"id": len(rows) + 1, "image_id": i, "category_id": int(c), "iscrowd": 0}
-            row |= {"bbox": [x1, y1, w, h], "area": w * h}
-            rows.append(row | ({"score": score[0]} if score else {}))
+            rows.append(row | {"bbox": [x1, y1, w, h], "area": w * h, third: value})
     coco.dataset = {
         "images": [{"id": i} for i in range(len(images))],
         "categories": [{"id": c} for c in classes],
@@ -61,17 +60,26 @@ def coco_of(images, classes):
     return coco
 
 
+def with_crowd(boxes, names, crowd=None):
+    """Columns of the truth of an image: boxes, classes, iscrowd. crowd: (boxes [k, 4], classes [k])."""
+    crowd = crowd or (boxes[:0], names[:0])
+    iscrowd = torch.arange(len(boxes) + len(crowd[0])) >= len(boxes)
+    return torch.cat([boxes, crowd[0]]), torch.cat([names, crowd[1]]), iscrowd.long()
+
+
 def coco_ap50(truth, predictions, sources=None):
     """(mAP at IoU 0.5 by pycocotools, its pseudo-values [C] by the sources of the images, fp64).
 
-    truth: per image (boxes [m,4] xyxy, classes [m]); predictions: (boxes [q,4], classes [q], scores [q]).
-    Images are matched once; without one of C sources (default: the images) they only accumulate again.
+    truth: per image (boxes [m,4] xyxy, classes [m]) and, if there are any, its crowds (boxes, classes), with
+    which a match does not count; predictions: (boxes [q,4], classes [q], scores [q]). Images are matched
+    once; without one of C sources (default: the images) they only accumulate again.
     """
     from pycocotools.cocoeval import COCOeval
 
-    classes = torch.cat([names for _, names in truth]).unique().tolist()
+    classes = torch.cat([names for _, names, *_ in truth]).unique().tolist()
+    truth = [with_crowd(*image) for image in truth]
     with contextlib.redirect_stdout(None):
-        run = COCOeval(coco_of(truth, classes), coco_of(predictions, classes), "bbox")
+        run = COCOeval(coco_of(truth, classes, "iscrowd"), coco_of(predictions, classes, "score"), "bbox")
         run.params.iouThrs, run.params.maxDets = np.array([0.5]), [1, 10, 100]
         run.params.areaRng, run.params.areaRngLbl = run.params.areaRng[:1], ["all"]
         run.evaluate()
@@ -95,17 +103,32 @@ MASK = 48  # pixels a side of a decoded mask
 
 
 def box_truth(items):
-    """(largest box [n,4], [(boxes, class numbers) per item], class names); xyxy, fractions of the image."""
-    size = [torch.tensor([i["width"], i["height"]] * 2) for i in items]
-    every = [i["boxes"] / s for i, s in zip(items, size, strict=True)]
-    largest = torch.stack([b[(b[:, 2:] - b[:, :2]).prod(1).argmax()] for b in every])
-    names, numbers = set(), []
+    """(largest box [n,4], truth of each item for `coco_ap50`, class names); xyxy, fractions of the image.
+
+    The largest box of an item without boxes is [0, 0, 0, 0].
+    """
+    names = set()
     for item in items:
         names.update(item["labels"])
-    names = sorted(names)
-    for item in items:
-        numbers.append(torch.tensor([names.index(label) for label in item["labels"]]))
-    return largest, list(zip(every, numbers, strict=True)), names
+    number = {name: k for k, name in enumerate(sorted(names))}
+    largest, truth = torch.zeros(len(items), 4), []
+    for k, item in enumerate(items):
+        size = torch.tensor([item["width"], item["height"]] * 2)
+        boxes = item["boxes"] / size
+        truth.append((boxes, torch.tensor([number[label] for label in item["labels"]], dtype=torch.long)))
+        if len(boxes):
+            largest[k] = boxes[(boxes[:, 2:] - boxes[:, :2]).prod(1).argmax()]
+        known = [j for j, label in enumerate(item.get("crowd_labels", ())) if label in number]
+        if known:  # of a class without a target nothing is scored
+            classes = torch.tensor([number[item["crowd_labels"][j]] for j in known])
+            truth[k] += ((item["crowd"][known] / size, classes),)
+    return largest, truth, sorted(names)
+
+
+def with_boxes(split, largest):
+    """The split of the items that have a box: where `largest` [n, 4] of `box_truth` has an area."""
+    there = (largest[:, 2:] > largest[:, :2]).all(1)
+    return {part: rows[there[rows]] for part, rows in split.items()}
 
 
 # ---------------------------------------------------------------- cells: one per token
@@ -133,11 +156,16 @@ def mask_bound(masks, side):
     return mask_iou(through >= 0.5, masks >= 0.5)
 
 
+def mask_level(soft, truth):
+    """The threshold of soft masks with the highest mean IoU."""
+    levels = torch.linspace(0.1, 0.9, 17)
+    return levels[torch.stack([mask_iou(soft > level, truth).mean() for level in levels]).argmax()]
+
+
 def mask_scores(soft, truth, split):
-    """IoU per item of the soft mask above the threshold with the highest mean IoU on val."""
-    val, levels = split["val"], torch.linspace(0.1, 0.9, 17)
-    best = torch.stack([mask_iou(soft[val] > level, truth[val]).mean() for level in levels]).argmax()
-    return mask_iou(soft > levels[best], truth)
+    """IoU per item of the soft mask above the best threshold on val."""
+    val = split["val"]
+    return mask_iou(soft > mask_level(soft[val], truth[val]), truth)
 
 
 # ---------------------------------------------------------------- images
@@ -254,3 +282,28 @@ def load_lpips(device="cpu"):
         return torch.cat(found).double()
 
     return distance, name
+
+
+def to_floats(frames):
+    """uint8 [n, H, W, 3] -> [n, 3, H, W] in -1..1."""
+    return frames.permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def pixel_loss(decode, lpips, images):
+    """loss(latents [k, h, w, C], items): LPIPS + 0.1 L2 of decoded latents to images uint8 [n, H, W, 3].
+
+    decode(latents): images [k, 3, H, W] in -1..1, differentiable. The images' features are computed once.
+    """
+    device, parts = next(lpips.parameters()).device, []
+    with torch.inference_mode():
+        for part in images.split(64):
+            parts.append([x.cpu() for x in lpips_features(lpips, to_floats(part).to(device))])
+    stored = [torch.cat(level).clone() for level in zip(*parts, strict=True)]
+
+    def loss(z, items):
+        x = decode(z)
+        target = to_floats(images[items]).to(x.device)
+        apart = lpips_to(lpips, x, [level[items].to(x.device) for level in stored])
+        return apart.mean() + 0.1 * (x - target).square().mean()
+
+    return loss

@@ -26,7 +26,7 @@ from common import (
     save_pt,
     save_text,
 )
-from media import frames_of
+from media import RATE, frames_of, times_of
 from untrained import Untrained
 
 # ---------------------------------------------------------------- models by name
@@ -410,10 +410,8 @@ def _reach(entry):
 # its detector class: AutoModel would miss an unused layer norm of Swin that files of older versions lack.
 DETECTOR = "AutoModelForZeroShotObjectDetection"
 ENCODER_CLASSES = dict.fromkeys(("owlvit", "owlv2"), (DETECTOR, "AutoImageProcessor"))
-ENCODER_CLASSES |= {
-    "grounding-dino": (DETECTOR, "AutoProcessor"),
-    "vjepa2": ("AutoModel", "AutoVideoProcessor"),
-}
+ENCODER_CLASSES["grounding-dino"] = DETECTOR, "AutoProcessor"
+ENCODER_CLASSES["vjepa2"] = "AutoModel", "AutoVideoProcessor"
 
 
 def load_transformer(entry, device="cpu", dtype=torch.float32, random_seed=None, quantised=None):
@@ -429,9 +427,8 @@ def load_transformer(entry, device="cpu", dtype=torch.float32, random_seed=None,
         return model, processor
     model_class, processor_class = auto_classes(entry)
     more = {"dtype": dtype, "output_loading_info": True, **pin(entry)}
-    if quantised:
-        more["quantization_config"] = quantised
-    else:
+    more |= {"quantization_config": quantised} if quantised else {}
+    if not quantised:
         check_memory(entry, attempt(lambda: stored_bytes(entry, dtype), entry), device)
     if quantised or torch.device(device).type != "cpu":  # nothing is staged whole in CPU memory
         more["device_map"] = {"": device}
@@ -613,13 +610,9 @@ def geometry(entry):
     vae = config_of(vae, "/".join(filter(None, (vae.get("subfolder"), "config.json"))))
     with init_empty_weights():
         vae = AutoencoderKLLTXVideo.from_config(vae)
-    return {
-        "time": vae.temporal_compression_ratio,
-        "space": vae.spatial_compression_ratio,
-        "latents": vae.config.latent_channels,
-        "prompt": t["caption_channels"],
-        "caption": t["num_attention_heads"] * t["attention_head_dim"],
-    }
+    found = {"time": vae.temporal_compression_ratio, "space": vae.spatial_compression_ratio}
+    found |= {"latents": vae.config.latent_channels, "prompt": t["caption_channels"]}
+    return found | {"caption": t["num_attention_heads"] * t["attention_head_dim"]}
 
 
 def check_shape(frames, size, shape, name):
@@ -662,16 +655,11 @@ def skeleton(entry, dtype, device="cpu", random_seed=None):
 
 
 class Weights:
-    """A checkpoint's safetensors under the names of `model`'s parameters, read on demand.
-
-    Raises FileNotFoundError where there are no safetensors, KeyError naming the first weight that the checkpoint lacks.
-    """
+    """A checkpoint's safetensors under the names of `model`'s parameters, read on demand; KeyError for a lacking one."""
 
     def __init__(self, entry, model, new_names, parts=lambda name, tensor: [tensor]):
-        self.entry = entry
-        self.parts = parts
-        self.files = {}
-        self.bytes = 0
+        self.entry, self.parts = entry, parts
+        self.files, self.bytes = {}, 0
         index = hub_file(entry, "model.safetensors.index.json")
         if index:
             stored = json.loads(index.read_text())["weight_map"]
@@ -903,11 +891,11 @@ def internvl2_layout(entry, dtype):
         processor = attempt(lambda: internvl2_processor(config, vocabulary.read_bytes(), stored), entry)
     else:
         print(f"{entry['path']} has no tokenizer.model: only BOS comes before the image, no chat prompt")
-    return (
-        lambda: InternVLForConditionalGeneration._from_config(config, dtype=dtype),
-        processor,
-        lambda model: (internvl2_names, lambda name, tensor: internvl2_parts(name, tensor, config)),
-    )
+
+    def build():
+        return InternVLForConditionalGeneration._from_config(config, dtype=dtype)
+
+    return build, processor, lambda model: (internvl2_names, lambda n, x: internvl2_parts(n, x, config))
 
 
 OWN_LAYOUT = {"cogvlm2": cogvlm2_layout, "internvl_chat": internvl2_layout}
@@ -922,10 +910,6 @@ LOADERS = {
 
 # ---------------------------------------------------------------- inputs of a vision-language model
 
-# Frames a second of a clip that states none: the rate at which Qwen2.5-VL samples videos. The library's
-# default is 24, at which all time steps would share one position.
-RATE = 2.0
-
 
 def chat(processor, words, kind="image", count=1):
     """The prompt text by the model's chat template: placeholders of `count` images, or of a video, then the words."""
@@ -934,12 +918,26 @@ def chat(processor, words, kind="image", count=1):
     return processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
 
 
+def stacked(items, size=None):
+    """Frames of items, uint8 [n,T,H,W,3]; their seconds go with them as `times`, if the items state them."""
+    frames = torch.stack([frames_of(item, size) for item in items])
+    if all("times" in item for item in items):
+        frames.times = [times_of(item).tolist() for item in items]
+    return frames
+
+
+def pace(times):
+    """The library's metadata of a clip with frames at `times` in seconds: the step is their mean distance."""
+    # closer than that, Qwen2.5-VL's steps of two frames would share one temporal position
+    step = max((times[-1] - times[0]) / (len(times) - 1), 0.25)
+    return {"fps": 1.0, "total_num_frames": len(times) * step, "frames_indices": list(times)}
+
+
 def qwen_inputs(processor, frames, words, at=None, image_set=False):
     """Inputs of Qwen's families for images (T = 1) or clips, uint8 [n,T,H,W,3], with the same words for each.
 
-    image_set: the T frames are single images of any shapes, not a clip. at: (frame numbers, length of the clips, frames a second if
-    not RATE), where only some frames of a clip are given; positions in time follow the frame numbers.
-    """
+    Clips are at their times (`stacked`), or else at RATE; at: (frame numbers, length), if some frames are given.
+    image_set: the T frames are single images of any shapes, not a clip."""
     count, x = len(frames[0]), [[f.permute(2, 0, 1) for f in clip] for clip in frames]
     still = image_set or count == 1
     text = chat(processor, words, "image", count) if still else chat(processor, words, "video")
@@ -949,19 +947,18 @@ def qwen_inputs(processor, frames, words, at=None, image_set=False):
     if still:
         media = {"images": x, "images_kwargs": size}
     else:
-        numbers, whole, rate = (*(at or (range(count), count)), RATE)[:3]
-        times = {"fps": rate, "total_num_frames": whole, "frames_indices": list(numbers)}
-        media = {"videos": [torch.stack(clip) for clip in x], "video_metadata": [times] * len(x)}
+        numbers, whole = at or (range(count), count)
+        even = {"fps": RATE, "total_num_frames": whole, "frames_indices": list(numbers)}
+        metadata = [*map(pace, getattr(frames, "times", ()))] or [even] * len(x)
+        media = {"videos": [torch.stack(clip) for clip in x], "video_metadata": metadata}
         media["videos_kwargs"] = {"do_sample_frames": False, "cap_pixels_per_frame": False, **size}
     return processor(text=[text] * len(x), return_tensors="pt", **media)
 
 
 # ---------------------------------------------------------------- questions about clips
 
-FRAMES_AS = {
-    **dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl"), "video"),
-    **dict.fromkeys(("llava", "llava_next", "llava_onevision", "internvl"), "images"),
-}
+FRAMES_AS = dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl"), "video")
+FRAMES_AS |= dict.fromkeys(("llava", "llava_next", "llava_onevision", "internvl"), "images")
 OPTIONS, LONGEST = 30, 64  # most actions in a list; most tokens of an answer
 
 
@@ -973,26 +970,24 @@ def spread(length, k):
 def put_to(model, processor, frames, question, at=None):
     """Arguments of `generate` for one question about each clip, uint8 [n, k, H, W, 3]: frames at[0] of at[1] frames.
 
-    Without `at`, the k frames are single images that may differ in shape."""
+    Without `at` and times (`stacked`), the k frames are single images that may differ in shape."""
     kind = model.config.model_type
     if FRAMES_AS.get(kind) == "video":
-        given = qwen_inputs(processor, frames, question, at, image_set=at is None)
+        images = at is None and not hasattr(frames, "times")
+        given = qwen_inputs(processor, frames, question, at, images)
     elif kind in FRAMES_AS:
         # a frame is one tile, as in the model's videos
         whole = {"images_kwargs": {"crop_to_patches": False}} if kind == "internvl" else {}
-        given = processor(
-            text=[chat(processor, question, count=len(frames[0]))] * len(frames),
-            images=[[f.permute(2, 0, 1) for f in clip] for clip in frames],
-            return_tensors="pt",
-            **whole,
-        )
+        texts = [chat(processor, question, count=len(frames[0]))] * len(frames)
+        images = [[f.permute(2, 0, 1) for f in clip] for clip in frames]
+        given = processor(text=texts, images=images, return_tensors="pt", **whole)
     else:
         given = ALONE[kind](model, processor, torch.stack([clip[0] for clip in frames]), question)
     device, dtype = next((p.device, p.dtype) for p in model.parameters())
-    return {
-        k: v.to(device, dtype if v.is_floating_point() else None) if torch.is_tensor(v) else v
-        for k, v in given.items()
-    }
+    for k, v in given.items():
+        if torch.is_tensor(v):
+            given[k] = v.to(device, dtype if v.is_floating_point() else None)
+    return given
 
 
 @torch.inference_mode()

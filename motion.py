@@ -12,7 +12,6 @@ from stats import mean_interval, ratio, with_bounds
 # ---------------------------------------------------------------- clips uint8 [n, T, H, W, 3]
 
 HORIZONS = 1, 2, 4, 8, 16
-SHIFTS = -2, -1, 0, 1, 2
 BASELINES = "copy", "flow", "vae", "mean", "nearest"
 STATIC = 0.1  # share of the motion in the autoencoder's reconstruction
 NOTHING = 1e-9  # the precision of cosines
@@ -136,7 +135,7 @@ def motion_row(generated, real, vae, sources, moving_sources):
         "decoded_closeness": closeness(d, d_vae),
         "temporal_ratio": ratio(generated["motion_energy"], real["motion_energy"]),
         "flicker_ratio": ratio(generated["flicker"], real["flicker"]),
-        **{k: generated[k] for k in ("warp_error", "jump", "motion_energy", "flicker") if k in generated},
+        **{k: generated[k] for k in ("jump", "motion_energy", "flicker") if k in generated},
         "direction_accuracy": generated.get("direction_accuracy"),
     }
     row = {}
@@ -144,22 +143,6 @@ def motion_row(generated, real, vae, sources, moving_sources):
         row_sources = moving_sources if name == "direction_accuracy" else sources
         row |= with_bounds(name, (None,) * 3 if x is None else mean_interval(x, row_sources))
     return row
-
-
-def best_shift(x, clips, past):
-    """The shift in SHIFTS at which generated clips [n, h, H, W, 3] are nearest to `clips` after frame `past`.
-    Ties go to the smallest shift; None if there are too few frames."""
-    first, end = max(-min(SHIFTS) - past, 0), x.shape[1] - max(SHIFTS)
-    if first >= end:
-        return None
-    errors = {}
-    for s in sorted(SHIFTS, key=abs):
-        apart = []
-        for y, c in zip(x, clips, strict=True):
-            error = y[first:end].float() - c[past + first + s : past + end + s].float()
-            apart.append(error.abs().mean().item())
-        errors[s] = np.mean(apart)
-    return min(errors, key=errors.get)
 
 
 # ---------------------------------------------------------------- segments in time

@@ -6,7 +6,7 @@
 
 `read` writes data/operations/, items as data.py's with: operation (at the last frame), next, previous, earlier (one second before);
 start, end, seconds (s from the last frame; s since the session began); boundary (the clip ends within a second of a change), fixed
-(one of the first 30 clips of U0108, the fixed test), subject, fps. The split is by subject, the source a session. `grammar` in
+(one of the first 30 clips of U0108, the fixed test), subject, times. The split is by subject, the source a session. `grammar` in
 index.yaml holds statistics of train's labels, from which the baselines answer without images.
 
 `score` asks models (the base first, the one that tune.py trained last) for the operation at the end, its start, its end, and the next
@@ -24,7 +24,7 @@ operation. An answer without JSON counts as wrong; a missing time counts as 0. o
 
 operations.png shows the answers for each operation, and frames of clips of that pair.
 
-Copy with it: cogvlm2.py, common.py, conversations.py, media.py, motion.py, models.py, untrained.py,
+Copy with it: augment.py, cogvlm2.py, common.py, media.py, motion.py, models.py, untrained.py,
 stats.py, synthetic.py.
 """
 
@@ -44,6 +44,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from augment import preview
 from common import (
     ANSWERS,
     Items,
@@ -61,9 +62,8 @@ from common import (
     split_of,
     subcommands,
 )
-from conversations import preview
-from media import CHOICES, Unusable, choose_frames, frames_of, images, verdict_on, write_whole
-from models import FRAMES_AS, RATE, answers_to, cached, find_model, fingerprint, load_vlm, resolved_commit
+from media import CHOICES, Unusable, choose_frames, open_image, read_frames, write_whole
+from models import FRAMES_AS, answers_to, cached, find_model, fingerprint, load_vlm, resolved_commit, stacked
 from motion import boundary_error, segmental_f1
 from stats import clusters, criterion, holm, mean_and_interval, paired_test, resampled, verdict, widened
 from synthetic import FRAMES_AT, JAPAN, NULL, OPERATIONS, draw_operations
@@ -189,13 +189,10 @@ def grammar(sessions):
                 clock.setdefault(int((t - s["work"][0][0]) // 10), Counter())[OPERATIONS[o]] += 1
                 apart.append((start - t, end - t))
     start, end = np.median(apart, 0).tolist()
-    return {
-        "bigram": {k: dict(sorted(v.items())) for k, v in sorted(pairs.items())},
-        "seconds": dict(sorted(seconds.items())),
-        "clock": [most_frequent(clock.get(k, seconds)) for k in range(max(clock) + 1)],
-        "start": start,
-        "end": end,
-    }
+    bigram = {k: dict(sorted(v.items())) for k, v in sorted(pairs.items())}
+    at = [most_frequent(clock.get(k, seconds)) for k in range(max(clock) + 1)]
+    times = {"seconds": dict(sorted(seconds.items())), "clock": at, "start": start, "end": end}
+    return {"bigram": bigram} | times
 
 
 def operation_at(s, t):
@@ -240,7 +237,7 @@ def clip_row(s, part, count, second, first, last, boundary):
         "boundary": boundary,
         "turns": [[ASK_OPERATION, json.dumps(answer)]],
         "paths": [s["folder"] / x for x in s["names"][first : last + 1]],
-        "fps": max(round(float((count - 1) / (now - s["times"][first])), 1), 0.1),
+        "seconds_of_frames": s["times"][first : last + 1].tolist(),
     }
 
 
@@ -270,48 +267,53 @@ def operation_clips(rows, count, how, size, skip_bad, notes, seed):
     """Items of rows: `count` frames of each window, chosen `how`. notes: (id, kind, reason) of unreadable clips; after
     the first of these the rest is checked but not yielded, unless skip_bad."""
     for n, row in enumerate(tqdm(rows, desc="clips", unit="clip")):
-        paths = row.pop("paths")
+        paths, times = row.pop("paths"), torch.tensor(row.pop("seconds_of_frames"), dtype=torch.float64)
         try:
             small = torch.zeros(len(paths), 1, 1, 3, dtype=torch.uint8)
-            if how in ("motion", "scene"):
-                small = images(paths, 64)
-            frames = images([paths[k] for k in choose_frames(small, count, how, (seed, n))], size)
+            if how not in ("uniform", "random"):
+                small = read_frames(paths, Path, len(paths), 64).frames
+            chosen = choose_frames(small, count, how, (seed, n))
+            frames = read_frames([paths[k] for k in chosen], Path, count, size).frames
         except Unusable as e:
             notes.append((row["id"], *e.args))
             continue
         if skip_bad or not notes:
-            yield row | {"frames": frames, "height": frames.shape[1], "width": frames.shape[2]}
+            row |= {"frames": frames, "times": times[chosen] - times[chosen[0]]}
+            yield row | {"height": frames.shape[1], "width": frames.shape[2]}
 
 
 def write_openpack(out, args, meta):
     """Write data/<out> from a set in OpenPack's layout; made.yaml marks a synthetic set."""
     least = min(args.count - 1, args.test_clips, args.every)
     if least < 1 or args.window <= 0 or not 0 <= args.boundary <= 1:
-        flags = "--count, --window, --test-clips, --every, --boundary"
-        fail(f"{flags}: give at least 2, above 0, 1, 1, and 0 to 1")
+        fail("--count, --window, --test-clips, --every, --boundary: give at least 2, above 0, 1, 1, 0 to 1")
     sessions, problems = read_openpack(root := Path(args.root))
-    for name, reason in problems:
-        print(f"{name}: {reason}", file=sys.stderr)
+    sys.stderr.writelines(f"{name}: {reason}\n" for name, reason in problems)
     if problems and not args.skip_bad:
         fail(f"{len(problems)} problems in {root}, listed above; correct them or give --skip-bad")
     split = subjects_of(sorted({s["user"] for s in sessions}), args.test, args.val)
     rows = chosen_rows(sessions, split, args)
     if lacking := {"train", "val", "test"} - {split_of(r["source"]) for r in rows}:
-        part = min(lacking)
-        fail(f"{root} has no clip of {args.window:g} s for {part}; give another --test, --val or --window")
-    from PIL import Image
-
-    with Image.open(rows[0]["paths"][0]) as image:
-        size = args.size or min(224, *image.size)
-    labels = grammar([s for s in sessions if split[s["user"]] == "train"])
+        fail(f"{root} has no clip for {min(lacking)}; give another --test, --val or --window")
+    size = args.size or min(224, *open_image(rows[0]["paths"][0]).shape[:2])
     made = root / "made.yaml"
     meta["data"] = load_yaml(made)["data"] if made.is_file() else "real"
     meta |= {"size": size, "frames": args.count, "window": args.window, "chosen": args.frames}
-    meta |= {"every": args.every, "boundary": args.boundary, "subjects": split}
-    meta |= {"operations": list(OPERATIONS.values()), "grammar": labels, "problems": len(problems)}
+    meta |= {"every": args.every, "boundary": args.boundary, "subjects": split, "problems": len(problems)}
+    train = [s for s in sessions if split[s["user"]] == "train"]
+    meta |= {"operations": [*OPERATIONS.values()], "grammar": grammar(train)}
     notes = []
     items = operation_clips(rows, args.count, args.frames, size, args.skip_bad, notes, args.seed)
-    write_whole(out, items, meta, verdict_on(notes, len(rows), args.skip_bad))
+
+    def verdict(index):
+        sys.stderr.writelines(f"{name}: {reason}\n" for name, _, reason in notes)
+        if notes and not args.skip_bad:
+            fail(f"{len(notes)} of {len(rows)} clips have problems, listed above; add --skip-bad")
+        if not index["items"]:
+            fail(f"none of {len(rows)} clips is usable; repair the images that are listed above")
+        return {"skipped": len(notes), "skipped_kinds": dict(Counter(kind for _, kind, _ in notes))}
+
+    write_whole(out, items, meta, verdict)
 
 
 # ---------------------------------------------------------------- the answers of models
@@ -467,13 +469,12 @@ def operation_answers(entry, model, processor, items, operations, size, batch, m
     if trained_by_tune(entry) or entry["weights"] == "small":
         hint = ""
     for k, i in enumerate(items):
-        together.setdefault((i["turns"][0][0], len(i["frames"]), min(i.get("fps", RATE), RATE)), []).append(k)
+        together.setdefault((i["turns"][0][0], len(i["frames"])), []).append(k)
     with tqdm(total=len(items), desc=entry["name"], unit="clip") as bar:
-        for (question, length, rate), members in together.items():
+        for (question, length), members in together.items():
             for some in (members[k : k + batch] for k in range(0, len(members), batch)):
-                shown = torch.stack([frames_of(items[k], size) for k in some])
-                at = list(range(length)), length, rate
-                answers = answers_to(model, processor, shown, question + hint, at, most)
+                shown = stacked([items[k] for k in some], size)
+                answers = answers_to(model, processor, shown, question + hint, (range(length), length), most)
                 for k, text in zip(some, answers, strict=True):
                     texts[k] = text
                 bar.update(len(some))
@@ -492,9 +493,7 @@ def confused_most(items, truth, answers, operations):
     at, names = pairs[pair], [operations[k] for k in pair]
     either = [k for k, a in enumerate(truth) if a in pair]
     return {
-        "pair": names,
-        "clips": len(at),
-        "of": len(either),
+        **{"pair": names, "clips": len(at), "of": len(either)},
         "share_of_errors": len(at) / sum(map(len, pairs.values())),
         "at_change": sum(items[k]["boundary"] for k in at) / len(at),
         "at_change_all": sum(items[k]["boundary"] for k in either) / len(either),

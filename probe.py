@@ -35,18 +35,7 @@ import common
 import metrics
 import probes
 import stats
-from common import (
-    POOLED,
-    RESULT,
-    check_writable,
-    fail,
-    load_features,
-    load_items,
-    load_pt,
-    load_yaml,
-    save_pt,
-    save_yaml,
-)
+from common import POOLED, RESULT, fail, load_features, load_items, load_pt, load_yaml, save_pt, save_yaml
 from media import foreground, frames_of
 
 IMAGE = 224  # most pixels a side of decoded images
@@ -92,15 +81,23 @@ class Images:
     def sources(self):
         return [item["source"] for item in self.items]
 
+    @property
+    def with_box(self):
+        return metrics.with_boxes(self.split, self.largest)
+
     def record(self, name, scores, baselines, layer, n_options, **more):
-        """The record of a score of the test items."""
-        sources = [self.items[i]["source"] for i in self.split["test"]]
+        """The record of a score of the test items; of boxes, of those that have one."""
+        rows = self.with_box["test"] if name == "bbox_iou" else self.split["test"]
+        sources = [self.items[i]["source"] for i in rows]
         about = {"layer": layer, "options_searched": n_options, "bands": BANDS.get(name)} | more
         return stats.criterion(scores, baselines, sources, seed=self.seed, **about)
 
 
 def images_of(items, split, seed):
     largest, boxes, classes = metrics.box_truth(items)
+    for part, rows in metrics.with_boxes(split, largest).items():
+        if len(rows) < 4:
+            fail(f"{part} has {len(rows)} images with boxes and needs 4; use more of them")
     side = min(IMAGE, max(max(item["width"], item["height"]) for item in items))
     frames = torch.cat([frames_of(item, side) for item in items])
     return Images(items, split, seed, largest, boxes, classes, foreground(items, metrics.MASK), frames)
@@ -135,7 +132,7 @@ def choose_layers(layers, val):
     """{criterion: layer} of a trained network, the best on val. The probe of mAP is costly: it has the two
     with the best boxes. The decoder has the layer of the boxes."""
     points = candidates(layers)
-    ranked = sorted(points, key=lambda p: -layers[p]["bbox_iou"][val].mean())
+    ranked = sorted(points, key=lambda p: -layers[p]["bbox_iou"][val].nanmean())
     chosen = {"bbox_iou": ranked[0]}
     chosen["spatial_iou"] = max(points, key=lambda p: layers[p]["spatial_iou"][val].mean())
     return chosen | dict(zip(("map50", "map50_second"), ranked, strict=False))
@@ -154,8 +151,8 @@ def controls_of(layers, untrained, layer, task, test):
 
 def box_record(layers, untrained, layer, images):
     """The record of bbox_iou at a layer."""
-    row, largest, test = layers[layer], images.largest, images.split["test"]
-    constant = largest[images.split["train"]].median(0).values
+    row, largest, test = layers[layer], images.largest, images.with_box["test"]
+    constant = largest[images.with_box["train"]].median(0).values
     baselines = {
         "constant": metrics.box_iou(constant, largest[test]),
         "shuffled": row["shuffled"][:, test],
@@ -231,9 +228,9 @@ def places_of(layers, val, test):
     for place, prefixes in PLACES.items():
         points = [p for p in layers if p.startswith(prefixes)]
         for task in ("bbox_iou", "spatial_iou") if points else ():
-            on_val = {p: layers[p][task][val].mean() for p in points}
+            on_val = {p: layers[p][task][val].nanmean() for p in points}
             best = max(on_val, key=on_val.get)
-            found.setdefault(place, {})[task] = layers[best][task][test].mean()
+            found.setdefault(place, {})[task] = layers[best][task][test].nanmean()
             found[place][f"{task}_layer"] = best
     return found
 
@@ -241,23 +238,24 @@ def places_of(layers, val, test):
 def layer_table(layers, untrained, images):
     """{point: scores on test; p of the gain over a constant box and a mean mask, adjusted over points}."""
     split, masks, largest = images.split, images.masks, images.largest
-    test, sources = split["test"], [images.sources[i] for i in split["test"]]
+    boxed, test, sources = images.with_box, split["test"], images.sources
+    of_test, with_box = [sources[i] for i in test], boxed["test"]
     position = masks[split["train"]].mean(0).expand_as(masks)
-    constant = {"bbox_iou": metrics.box_iou(largest[split["train"]].median(0).values, largest)}
+    constant = {"bbox_iou": metrics.box_iou(largest[boxed["train"]].median(0).values, largest)}
     constant["spatial_iou"] = metrics.mask_scores(position, masks >= 0.5, split)
-    kernels = stats.spectrum(torch.stack([row["kernel"] for row in layers.values()]), split["train"])
-    boxes = probes.train_mlp(probes.components(*kernels), largest, split, seed=images.seed)
-    table, gains = {}, {}
+    kernels = stats.spectrum(torch.stack([row["kernel"] for row in layers.values()]), boxed["train"])
+    boxes = probes.train_mlp(probes.components(*kernels), largest, boxed, seed=images.seed)
+    table, gains, of_box = {}, {}, [sources[i] for i in with_box]
     for k, (point, row) in enumerate(layers.items()):
-        one = table[point] = stats.mean_and_interval("bbox_iou", row["bbox_iou"][test], sources)
-        one["bbox_iou_val"] = row["bbox_iou"][split["val"]].mean()
-        one["mlp"] = metrics.box_iou(boxes[k][:, test], largest[test]).mean()
+        one = table[point] = stats.mean_and_interval("bbox_iou", row["bbox_iou"][with_box], of_box)
+        one["bbox_iou_val"] = row["bbox_iou"][boxed["val"]].mean()
+        one["mlp"] = metrics.box_iou(boxes[k][:, with_box], largest[with_box]).mean()
         one["spatial_iou"] = row["spatial_iou"][test].mean()
         for task, baseline in constant.items():
-            gains[point, task] = row[task][test] - baseline[test]
+            gains[point, task] = (row[task] - baseline)[test].nan_to_num()
             if point in untrained:
-                one[f"{task}_random"] = untrained[point][task][test].mean()
-    for (point, task), p in stats.holm(stats.sign_flips(gains, sources, images.seed)).items():
+                one[f"{task}_random"] = untrained[point][task][test].nanmean()
+    for (point, task), p in stats.holm(stats.sign_flips(gains, of_test, images.seed)).items():
         table[point][f"{task}_p_holm"] = p
     return table
 
@@ -417,7 +415,9 @@ def compared(task, record, index, own, other, sources, seed):
     row = {task: record["score"], f"{task}_grid": f"{h}x{w}"}
     row |= {f"{task}_{key}": record[key] for key in ("low", "high", "baseline", "layer")}
     if other is not None:
-        test = stats.paired_test(own, other, sources, seed=seed)
+        scored = torch.nonzero(~own.isnan())[:, -1].unique()  # not the boxes of images without one
+        own, other = own[..., scored], other[..., scored]
+        test = stats.paired_test(own, other, [sources[i] for i in scored], seed=seed)
         row |= {f"{task}_{key}": test[key] for key in ("gain", "gain_low", "gain_high", "p")}
     return row
 
@@ -569,7 +569,7 @@ def main(argv=None):
     args, started = get_args(argv), time.time()
     default = Path(args.compare[0]).parent / "compare.yaml" if args.compare else None
     out = Path(args.choose or args.out or default or Path(args.features).parent / "probe.yaml")
-    check_writable(out)
+    common.check_writable(out)
     if args.compare:
         result = compare(args.compare, args.seed)
         return finish(result | {"run": common.run_info(args, started, script="probe.py")}, out)

@@ -38,14 +38,16 @@ def shuffled_targets(y, train, seed):
 
 def probe_boxes(kernels, largest, split, sources, seed=0):
     """{layer: {boxes [n,4], bbox_iou [n], shuffled: IoU of shuffled labels [SEEDS, n]}} of Gram matrices
-    {layer: [n, n]}. One ridge for all layers, labels and penalties; the token grid is flattened."""
+    {layer: [n, n]}. One ridge for all layers, labels and penalties; the token grid is flattened. Items
+    without a box are left out, and their IoU is nan."""
+    split, there = metrics.with_boxes(split, largest), metrics.box_iou(largest, largest) > 0
     targets = shuffled_targets(largest, split["train"], seed)
     kernel = stats.spectrum(torch.stack(list(kernels.values())), split["train"])
     solved = stats.solve_ridge(*kernel, targets, split["train"], sources)
     found = {}
     for k, layer in enumerate(kernels):
         boxes = {task: z[k].clamp(0, 1) for task, (z, _) in solved.items()}
-        iou = {task: metrics.box_iou(b, largest) for task, b in boxes.items()}
+        iou = {task: metrics.box_iou(b, largest).where(there, torch.nan) for task, b in boxes.items()}
         found[layer] = {"boxes": boxes["true"], "bbox_iou": iou.pop("true")}
         found[layer]["shuffled"] = torch.stack(list(iou.values()))
     return found
@@ -233,7 +235,7 @@ def token_centres(h, w):
 
 def queries_per_side(truth):
     """Side g of the grid of g * g queries: enough for the fullest image, and four for each mean object."""
-    counts = [len(boxes) for boxes, _ in truth]
+    counts = [len(boxes) for boxes, *_ in truth]
     return math.ceil(max(LEAST_QUERIES, max(counts), 4 * sum(counts) / len(counts)) ** 0.5)
 
 
@@ -316,9 +318,9 @@ def padded_truth(truths, nothing):
     """J lists of n (boxes [m, 4], classes [m]) -> boxes [J, n, most, 4], classes [J, n, most]; the rest is
     `nothing`."""
     images, pad = [image for truth in truths for image in truth], F.pad
-    most = max(1, *(len(boxes) for boxes, _ in images))
-    boxes = torch.stack([pad(boxes, (0, 0, 0, most - len(boxes))) for boxes, _ in images])
-    names = torch.stack([pad(names, (0, most - len(names)), value=nothing) for _, names in images])
+    most = max(1, *(len(boxes) for boxes, *_ in images))
+    boxes = torch.stack([pad(boxes, (0, 0, 0, most - len(boxes))) for boxes, *_ in images])
+    names = torch.stack([pad(names, (0, most - len(names)), value=nothing) for _, names, *_ in images])
     return boxes.unflatten(0, (len(truths), -1)), names.unflatten(0, (len(truths), -1))
 
 
@@ -481,10 +483,14 @@ def fit_set_probe(model, loss_of, train, val, steps, batch, rate, seed):
     return saved
 
 
+def in_thousandths(boxes, names, *crowd):
+    return (boxes * 1000, names, *((around * 1000, classes) for around, classes in crowd))
+
+
 def ap_runs(predict, truth, rows, sources=None, tokens=None):
     """`coco_ap50` of the R runs of `train_set_probe` on items `rows`: pseudo-values [R, sources]."""
     boxes, names, scores = predict(rows, tokens)
-    true, runs = [(truth[i][0] * 1000, truth[i][1]) for i in rows], []
+    true, runs = [in_thousandths(*truth[i]) for i in rows], []
     for columns in zip(boxes * 1000, names, scores, strict=True):
         runs.append(metrics.coco_ap50(true, list(zip(*columns, strict=True)), sources)[1])
     return torch.stack(runs)
@@ -497,7 +503,7 @@ def oracle_tokens(truth, classes, grid):
     """
     centres = token_centres(*grid)
     found = torch.zeros(len(truth), len(centres), classes + 4, dtype=torch.float16)
-    for tokens, (boxes, names) in zip(found, truth, strict=True):
+    for tokens, (boxes, names, *_) in zip(found, truth, strict=True):
         order = (boxes[:, 2:] - boxes[:, :2]).prod(1).argsort(descending=True)
         code = torch.cat([F.one_hot(names, classes), boxes], 1)
         for k in order:

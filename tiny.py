@@ -18,7 +18,7 @@ results/tiny/tiny-<model>.yaml (loss curve; held-out quality beside its baseline
 Only this file holds the small configurations; every other stage loads these folders as it loads a hub checkpoint.
 
 Copy with it: claims.py, cogvlm2.py, common.py, media.py, metrics.py, models.py, untrained.py, stats.py,
-synthetic.py, training.py.
+synthetic.py, training.py, words.py.
 """
 
 import functools
@@ -61,7 +61,7 @@ from synthetic import (
     spans,
     spans_words,
 )
-from training import answered, mean_answer_loss, word_prompt
+from words import answered, mean_answer_loss, word_prompt
 
 SAVE_EVERY = 200  # steps
 CLIP_RATE = {"fps": 2.0}  # as in extract.py

@@ -17,14 +17,14 @@ question. An adapter maps its 512 numbers to soft tokens; LoRA adapts the model.
 folder and soft.safetensors) and <out>/tune-words.yaml: the share of correct val answers, in all and by kind, beside the majority answer;
 `forgetting`: the cost of LoRA on questions about lists, without clips.
 
-Copy with it: claims.py, cogvlm2.py, common.py, conversations.py, media.py, metrics.py,
-models.py, untrained.py, stats.py, training.py.
+Copy with it: augment.py, claims.py, cogvlm2.py, common.py, media.py, models.py, untrained.py, stats.py,
+training.py, words.py.
 """
 
 import contextlib
 import functools
 import importlib.util
-import io
+import itertools
 import os
 import re
 import resource
@@ -39,6 +39,7 @@ import torch
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from augment import BOX_OR_POINT, image_of_turn, numbers_of
 from claims import DESCRIBE_NAME, about, is_correct, load_tracks, named, naming, track_id
 from common import (
     Items,
@@ -58,25 +59,20 @@ from common import (
     split_indices,
     subcommands,
 )
-from conversations import image_of_turn
-from media import fitted, frames_of
-from models import MODELS, RATE, attempt, auto_classes, find_model, load_language, load_vlm, pin, processor_of
+from media import fitted, frames_of, image_size, times_of
+from models import MODELS, attempt, auto_classes, find_model, load_language, load_vlm, pace, pin, processor_of
 from stats import criterion, mean_interval, paired_test
 from training import (
-    Soft,
     add_training_flags,
-    answered,
     digest_of_tensors,
     headline,
     learned,
-    mean_answer_loss,
     ranks,
     reset_lora,
-    save_soft,
     train,
     training_settings,
-    word_prompt,
 )
+from words import Soft, answered, mean_answer_loss, save_soft, word_prompt
 
 # ---------------------------------------------------------------- words: a language model reads a video model's embeddings
 
@@ -344,11 +340,10 @@ PRESETS = {
 PRESETS["t4"] |= {"max_pixels": 448 * 448, "max_tokens": 1024}
 PRESETS["a100"] |= {"max_pixels": 1024 * 1024, "max_tokens": 4096}
 # loss, epochs, batch and learning rate of each job
-TRAINING = {"seeds": 1, "loss": "answers", "warm": 0, "epochs": 3, "patience": None, "batch": 16, "lr": 2e-4}
+TRAINING = {"seeds": 1, "loss": "answers", "warm": 0, "epochs": 3, "batch": 16, "lr": 2e-4}
 SETTINGS = {"train": TRAINING, "words": TRAINING | {"seeds": 3, "batch": 32, "lr": 3e-3}}
 # learning rates (Dettmers et al. 2023, table 9, for the first two)
 RATES = {"lora": 2e-4, "qlora": 2e-4, "full": 1e-5}
-BOX = re.compile(r'("bbox_2d"\s*:\s*\[)([^\[\]]*)(\])')
 # units of a box: pixels of the frame, fractions of it, or else thousandths
 SCALES = {"qwen2_5_vl": None, **dict.fromkeys(("llava", "llava_next", "llava_onevision"), (1, 1))}
 # the turns first ... last - 1 of an item, in one conversation; its number of tokens, and of tokens of answers
@@ -356,21 +351,14 @@ Example = namedtuple("Example", "item first last tokens scored")
 
 
 def rescaled(text, before, after):
-    """`text` with its boxes ("bbox_2d": [x1, y1, x2, y2]) scaled from the frame `before` (width, height) to `after`.
-    Three digits are written where `after` is (1, 1)."""
+    """`text` with boxes and points scaled from (width, height) `before` to `after`; digits if that is (1, 1)."""
 
     def moved(match):
-        try:
-            numbers = [float(n) for n in match[2].split(",")]
-        except ValueError:
-            return match[0]
-        if len(numbers) != 4:
-            return match[0]
-        scaled = [n * (b / a) for n, a, b in zip(numbers, before * 2, after * 2, strict=True)]
+        scaled = [n * (after[k % 2] / before[k % 2]) for k, n in enumerate(numbers_of(match[3]))]
         numbers = [f"{n:.3f}" if after == (1, 1) else str(round(n)) for n in scaled]
-        return f"{match[1]}{', '.join(numbers)}{match[3]}"
+        return f"{match[1]}{', '.join(numbers)}{match[4]}" if numbers else match[0]
 
-    return BOX.sub(moved, text)
+    return BOX_OR_POINT.sub(moved, text)
 
 
 def conversation(turns, system, media, placed):
@@ -433,6 +421,11 @@ def encoded_of(item):
     return item.get("images") or ([item["encoded"]] if "encoded" in item else [])
 
 
+def trained_of(item):
+    """Per turn of an item: does its answer carry loss?"""
+    return item.get("trained") or [True] * len(item["turns"])
+
+
 class ExampleEncoder:
     """Encodes the turns of an item with the model's processor: prompts as at inference, each followed by its answer."""
 
@@ -449,13 +442,11 @@ class ExampleEncoder:
 
     def sizes(self, item):
         """(T, width, height) of each image or clip after resizing, and (width, height) of the frame of its boxes."""
-        from PIL import Image
-
         if "frames" in item:
             t, h, w = item["frames"].shape[:3]
             sizes, box_frames = [(t, w, h)], [(item.get("width", w), item.get("height", h))]
         else:
-            sizes = [(1, *Image.open(io.BytesIO(x.numpy().tobytes())).size) for x in encoded_of(item)]
+            sizes = [(1, *image_size(x.numpy().tobytes())) for x in encoded_of(item)]
             box_frames = [size[1:] for size in sizes]
         return tuple((t, *self.frame(w, h, t > 1)) for t, w, h in sizes), box_frames  # a clip is squashed
 
@@ -476,7 +467,7 @@ class ExampleEncoder:
         """The content parts of a medium of t frames in a message."""
         return [{"type": "video"}] if self.as_video and t > 1 else [{"type": "image"}] * t
 
-    def processed(self, text, media, fps=RATE, **more):
+    def processed(self, text, media, times=None, **more):
         """The processor's output for one text with media, uint8 [T,H,W,3] each; Qwen's keep their size."""
         clips = [m for m in media if self.as_video and len(m) > 1]
         images = [p for m in media for p in m if not self.as_video or len(m) == 1]
@@ -489,10 +480,8 @@ class ExampleEncoder:
         if clips:
             more["videos"] = [f.permute(0, 3, 1, 2) for f in clips]
             more["videos_kwargs"] = {"do_sample_frames": False, "cap_pixels_per_frame": False, **size}
-            more["video_metadata"] = [
-                {"fps": min(fps, RATE), "total_num_frames": len(f), "frames_indices": list(range(len(f)))}
-                for f in clips
-            ]
+            times = times or times_of({"frames": clips[0]}).tolist()
+            more["video_metadata"] = [pace(times)] * len(clips)
         return self.processor(text=[text], return_tensors="pt", **more)
 
     def extra_of(self, size):
@@ -516,15 +505,16 @@ class ExampleEncoder:
                 tokens += prompt_tokens + answer_tokens + sum(map(self.extra, sizes[shown : shown + n]))
                 if most and tokens > most:
                     break
-                last, scored, shown = first + k + 1, scored + answer_tokens, shown + n
+                last, shown = first + k + 1, shown + n
+                scored += answer_tokens * trained_of(item)[first + k]
                 length = tokens
-            if last:
+            if scored:
                 found.append(Example(number, first, last, length, scored))
         return found
 
     def __call__(self, item, first, last):
         """(lists {input_ids, labels, turn, mm_token_type_ids}, the processor's tensors of the media).
-        labels: -100 outside answers; turn: the number of the answer, from 1, and 0 outside."""
+        labels: -100 outside answers that carry loss; turn: the number of the answer from 1, 0 outside."""
         messages, counts, sizes = self.chat(item, first, last)
         files, media = encoded_of(item), []
         for x in [item["frames"]] if "frames" in item else [frames_of({"encoded": f}) for f in files]:
@@ -536,7 +526,7 @@ class ExampleEncoder:
             given = {}
             if n:
                 more = {"add_special_tokens": False} if k > 1 else {}
-                given = dict(self.processed(prompt, media[:n], item.get("fps", RATE), **more))
+                given = dict(self.processed(prompt, media[:n], times_of(item).tolist(), **more))
                 prompt_ids = given.pop("input_ids")[0].tolist()
             elif k > 1:
                 prompt_ids = continued(self.tokenizer, done, prompt)
@@ -550,8 +540,10 @@ class ExampleEncoder:
                 beside.setdefault(name, []).append(torch.as_tensor(given[name]))
             answer_ids = continued(self.tokenizer, done + prompt, answer)
             ids = ids + prompt_ids + answer_ids
-            labels = labels + [-100] * len(prompt_ids) + answer_ids
-            turn = turn + [0] * len(prompt_ids) + [k] * len(answer_ids)
+            trained = trained_of(item)[first + k - 1]
+            scored = {True: answer_ids, False: [-100] * len(answer_ids)}[trained]
+            labels = labels + [-100] * len(prompt_ids) + scored
+            turn = turn + [0] * len(prompt_ids) + [k * trained] * len(answer_ids)
             kinds = kinds + kind + [0] * len(answer_ids)
             done += prompt + answer
         row = {"input_ids": ids, "labels": labels, "turn": turn, "mm_token_type_ids": kinds}
@@ -670,9 +662,11 @@ class ExampleSet:
         return {name: x.to(device) for name, x in inputs.items()}, labels.to(device), turn
 
     def answers(self, k):
-        """[(question, answer)] of example k."""
+        """[(question, answer)] of example k whose answers carry loss."""
         example = self.examples[k]
-        return self.items[example.item]["turns"][example.first : example.last]
+        item = self.items[example.item]
+        pairs = zip(item["turns"], trained_of(item), strict=True)
+        return [turn for turn, trained in itertools.islice(pairs, example.first, example.last) if trained]
 
 
 @torch.no_grad()
@@ -1215,7 +1209,7 @@ def get_args(argv):
     add("--keep", metavar="DATA", help="a data folder of another task, whose test items measure forgetting")
     add("--merge", action="store_true", help="also write the model with LoRA merged")
     add("--preset", choices=list(PRESETS), help="defaults for a card")
-    add_training_flags(jobs["train"], {k: TRAINING[k] for k in ("epochs", "patience", "batch", "lr")})
+    add_training_flags(jobs["train"], {k: TRAINING[k] for k in ("epochs", "batch", "lr")})
     add("--out", help="default: results/<model>/<data>/tuned")
     add = jobs["plan"].add_argument
     add("--models", nargs="*", help="(default: all trainable models of the registry)")

@@ -8,7 +8,7 @@
 `score` measures how well verifiers separate right from wrong predictions. A verifier reads the prediction and the outcome as pixels, as
 latents (--latents) or as answers of a model (--words). verify.yaml holds the AUROC of each on test, with intervals over sources, by kind
 of error and by horizon; the best verifier of each family is chosen on val. It also holds the risk-coverage curve, split-conformal
-acceptance, the same for the video model's clips, and (--futures) scores without the outcome. verify.png shows planted clips.
+acceptance, and the same for the video model's clips. verify.png shows planted clips.
 
 Needs claims.py, cogvlm2.py, common.py, media.py, metrics.py, motion.py, models.py, stats.py, untrained.py.
 """
@@ -32,7 +32,6 @@ from common import (
     check_writable,
     choose_device,
     clips_of,
-    digest,
     fail,
     load_features,
     load_items,
@@ -65,19 +64,19 @@ PLANTED = {
     "vanished": False,
     "identity": False,
 }
-ALARMS = 0.05  # the share of val's right predictions that the threshold flags
-RESPLITS, RESAMPLES = 100, 2000
 MOVED = 10  # of 255, Physics-IQ's threshold
+REGIONS = "spatial_iou", "spatiotemporal_iou", "weighted_spatial_iou"
+ALARMS = 0.05  # the share of val's right predictions that the threshold flags
+RESAMPLES = 2000
 # share of the object's path: a larger final error is a wrong position. One frame of delay is 1/16, the planted
 # wrong speeds 0.7 and more, a still image 1
 OFF = 0.5
 NOTES = {
     "flagged": f"at the threshold that flags {ALARMS:.0%} of val's right clips; for words, which answer test clips only, of test's",
-    "still_frames": "frames without motion by Physics-IQ's masks: the IoU of two empty masks is 1",
     "video_model": "clips of the video model (no baselines), right if the object moves in the true direction, ends within half of its path from its true position, and is visible there; "
     "planted_correctness: the same rule on planted clips",
     "conformal": "the bound is from val's wrong clips; conformal_error: of test's wrong clips, resampled by source; conformal_error_generated: of the video model's clips, which are not "
-    "exchangeable with planted ones, so nothing is guaranteed. resplit: the same over 100 halvings of test's sources, one wrong clip of each",
+    "exchangeable with planted ones, so nothing is guaranteed",
     "upper_bounds": "scores, higher is better: errors are negative",
 }
 
@@ -337,10 +336,20 @@ def pixel_lpips(clips, truth, context):
     return -at_horizons(context.lpips, clips, truth, context.horizons)
 
 
+def opened_and_closed(found, side):
+    """Masks [k, h, H, W] without specks and holes of less than side x side; outside the image is no edge, as in
+    OpenCV: an object at the border keeps its width."""
+    from scipy.ndimage import binary_dilation, binary_erosion
+
+    window = torch.ones(1, 1, side, side).numpy()
+    opened = binary_dilation(binary_erosion(found.numpy(), window, border_value=1), window)
+    return torch.from_numpy(binary_erosion(binary_dilation(opened, window), window, border_value=1))
+
+
 def moving_regions(clips):
-    """Motion masks, bool [k, h, H, W], of clips [k, 1 + h, H, W, 3], as in Physics-IQ's code (Motamed et al. 2025):
-    grey, blurred, MOVED off a running mean, opened and closed. Windows scale with side / 512."""
-    from scipy.ndimage import binary_closing, binary_opening, gaussian_filter
+    """Motion masks, bool [k, h, H, W], of clips [k, 1 + h, H, W, 3], as in Physics-IQ's code (Motamed et al.
+    2025): grey, blurred, MOVED off a running mean, opened and closed. Windows scale with side / 512."""
+    from scipy.ndimage import gaussian_filter
 
     grey = 255 * grey_of(clips[:, 1:])
     side = max(round(5 * grey.shape[2] / 512), 1)
@@ -351,10 +360,7 @@ def moving_regions(clips):
         mean = 0.7 * mean + 0.3 * x
         found.append((x - mean).abs() > MOVED)
     found = torch.stack(found, 1)
-    if side > 1:
-        window = torch.ones(1, 1, side, side).numpy()
-        found = torch.from_numpy(binary_closing(binary_opening(found.numpy(), window), window))
-    return found
+    return opened_and_closed(found, side) if side > 1 else found
 
 
 def overlap(a, b):
@@ -363,21 +369,17 @@ def overlap(a, b):
     return torch.where(most > 0, torch.minimum(a, b).sum((-2, -1)) / most.clamp(min=1e-9), 1.0)
 
 
-def pixel_spatial_iou(clips, truth, context):
-    """IoU of the regions in which anything has moved so far."""
-    a, b = moving_regions(clips).float(), moving_regions(truth[None]).float()
-    return torch.stack([overlap(a[:, :h].amax(1), b[:, :h].amax(1)) for h in context.horizons], 1).double()
+def regions_overlap(a, b, horizons):
+    """{spatial_iou, spatiotemporal_iou, weighted_spatial_iou: [k, horizons]} of motion masks [k or 1, h, H, W]:
+    where anything has moved so far, frame by frame, and weighted by the share of frames."""
+    a, b, found = a.float(), b.float(), {"spatiotemporal_iou": upto(overlap(a.float(), b.float()), horizons)}
+    found["spatial_iou"] = torch.stack([overlap(a[:, :h].amax(1), b[:, :h].amax(1)) for h in horizons], 1)
+    weighted = [overlap(a[:, :h].mean(1), b[:, :h].mean(1)) for h in horizons]
+    return {k: x.double() for k, x in (found | {"weighted_spatial_iou": torch.stack(weighted, 1)}).items()}
 
 
-def pixel_spatiotemporal_iou(clips, truth, context):
-    """IoU of the moving regions, frame by frame."""
-    return upto(overlap(moving_regions(clips).float(), moving_regions(truth[None]).float()), context.horizons)
-
-
-def pixel_weighted_spatial_iou(clips, truth, context):
-    """IoU of the regions that have moved so far, weighted by the share of frames."""
-    a, b = moving_regions(clips).float(), moving_regions(truth[None]).float()
-    return torch.stack([overlap(a[:, :h].mean(1), b[:, :h].mean(1)) for h in context.horizons], 1).double()
+def pixel_regions(name, clips, truth, context):
+    return regions_overlap(moving_regions(clips), moving_regions(truth[None]), context.horizons)[name]
 
 
 def pixel_flow_agreement(clips, truth, context):
@@ -398,30 +400,13 @@ def pixel_flow_agreement(clips, truth, context):
     return cosine.cumsum(1) / torch.arange(1, cosine.shape[1] + 1)
 
 
-def pixel_position_error(clips, truth, context):
-    """Distance of the object, followed by its colour, to its true position, in sides of the frame; 1 where lost."""
-    # [1 + k, 1 + h, 2]
-    here = whereabouts(torch.cat([truth[None], clips]), context.mask.expand(len(clips) + 1, -1, -1))
-    apart = (here[1:] - here[0]).norm(dim=-1) / clips.shape[2]
-    apart = torch.where(here[1:].isnan().any(-1), 1.0, apart)[:, 1:]
-    gone = here[0, 1:].isnan().any(-1)  # it has left the image and has no true position
-    found = []
-    for h in context.horizons:
-        there = ~gone[:h]
-        found.append(apart[:, :h][:, there].mean(1) if there.any() else torch.zeros(len(clips)))
-    return -torch.stack(found, 1).double()
-
-
 PIXELS = {
     "l1": pixel_l1,
     "mse": pixel_mse,
     "ssim": pixel_ssim,
     "lpips": pixel_lpips,
-    "spatial_iou": pixel_spatial_iou,
-    "spatiotemporal_iou": pixel_spatiotemporal_iou,
-    "weighted_spatial_iou": pixel_weighted_spatial_iou,
+    **{name: functools.partial(pixel_regions, name) for name in REGIONS},
     "flow_agreement": pixel_flow_agreement,
-    "position_error": pixel_position_error,
 }
 
 
@@ -536,37 +521,6 @@ def conformal_bound(calibration, promised):
     return calibration.sort(descending=True).values[k - 1].item() if k else math.inf
 
 
-def conformal(scores, right, sources, promised, seed):
-    """Split-conformal acceptance over RESPLITS random halvings of the sources.
-
-    Each source contributes one random wrong clip, to calibrate or to count errors. These are exchangeable, so the
-    expected error is resplit_exact for any verifier. The interval is that of the mean over halvings.
-    """
-    cluster, g = clusters(sources), torch.Generator().manual_seed(seed)
-    members = [((cluster == c) & ~right).nonzero().flatten() for c in range(int(cluster.max()) + 1)]
-    members = [m for m in members if len(m)]
-    errors, accepted = [], []
-    for _ in range(RESPLITS):
-        one = torch.stack([scores[m[torch.randint(len(m), (1,), generator=g)]].squeeze() for m in members])
-        order = torch.randperm(len(one), generator=g)
-        half, rest = order[: len(one) // 2], order[len(one) // 2 :]
-        bound = conformal_bound(one[half], promised)
-        errors.append((one[rest] > bound).double().mean())
-        accepted.append((scores[right] > bound).double().mean())
-    errors = torch.stack(errors)
-    mean, spread = errors.mean().item(), errors.std().item() / RESPLITS**0.5
-    n = len(members) // 2
-    return {
-        "resplit_error": mean,
-        "resplit_error_low": mean - 1.96 * spread,
-        "resplit_error_high": mean + 1.96 * spread,
-        "resplit_error_worst": errors.max(),
-        "resplit_accepted_correct": torch.stack(accepted).mean(),
-        "resplit_exact": math.floor((n + 1) * promised) / (n + 1),
-        "resplit_calibrated_on": n,
-    }
-
-
 def correctness(clips, truth, mask, word):
     """{direction, position, identity: bool [k]}: correctness of clips [k, 1 + h, H, W, 3], by the object's colour.
 
@@ -630,8 +584,6 @@ def prepare(args, rollouts):
     w.seed = args.seed
     w.lpips, name = load_lpips(choose_device()[0])
     w.pixels = {name if n == "lpips" else n: verifier for n, verifier in PIXELS.items()}
-    if len(w.masks) < len(rollouts):
-        del w.pixels["position_error"]
     return w
 
 
@@ -644,7 +596,7 @@ def pixel_scores(w, names, clips, truths):
     """{verifier: scores [rows of these clips, horizons]}. truths: {clip: the frames to compare with}."""
     out = {name: [] for name in names}
     for clip in tqdm(clips, desc="verified", unit="clip"):
-        context = types.SimpleNamespace(horizons=w.horizons, lpips=w.lpips, mask=w.masks.get(clip))
+        context = types.SimpleNamespace(horizons=w.horizons, lpips=w.lpips)
         predictions = w.stack(clip)
         for name in names:
             out[name].append(w.pixels[name](predictions, truths[clip], context))
@@ -683,7 +635,7 @@ def latents_of(folder, rollouts, w):
 def all_scores(args, w):
     """({verifier: scores [rows, horizons]}, {verifier: family}, {model, weights} of --words or the first encoder).
 
-    Families: pixel, tracked, latent, words. Only position_error (tracked) reads the mask; the gate ignores it.
+    Families: pixel, latent, words.
     """
     encoders, words, about = [latents_of(folder, args.rollouts, w) for folder in args.latents or ()], None, {}
     if encoders:
@@ -696,7 +648,7 @@ def all_scores(args, w):
             if (name := w.rows[k][2]["id"]) not in row:
                 fail(f"{args.words} has no answer about {name!r}; run explain.py describe again")
     scores = pixel_scores(w, w.pixels, w.clips, w.truths)
-    family = {name: "tracked" if name == "position_error" else "pixel" for name in scores}
+    family = dict.fromkeys(scores, "pixel")
     for index, read in encoders:
         for point in (p for p in index["points"] if p != "pixels"):
             found = []
@@ -817,7 +769,7 @@ def planted_correctness(w):
 
 
 def video_model_results(w, scores):
-    """Correctness of the video model's test clips, and AUROC of the verifiers but position_error, which is alike."""
+    """Correctness of the video model's test clips, and AUROC of the verifiers."""
     found, rows = {a: [] for a in ("direction", "position", "identity", "all")}, []
     for clip in dict.fromkeys(w.rows[k][0] for k in where(w.generated)):
         these = [k for k in where(w.generated) if w.rows[k][0] == clip]
@@ -832,7 +784,7 @@ def video_model_results(w, scores):
     truth = {a: torch.cat(x) for a, x in found.items()}
     draws, n = row_weights(w, rows)
     verifiers = {}
-    for name in (n for n in scores if n != "position_error"):
+    for name in scores:
         areas = {a: aurocs(scores[name][rows, -1], x, draws) for a, x in truth.items()}
         verifiers[name] = {a: named_interval("auroc", area, n) for a, area in areas.items()}
     kinds = [w.kinds[k] for k in rows]
@@ -849,96 +801,6 @@ def video_model_results(w, scores):
     }
 
 
-def within_clip(scores, truth, draws):
-    """(AUROC [B] over pairs within a clip, share [B] of clips with a right top score). scores, truth: [clips, c]."""
-    higher = (scores[:, :, None] > scores[:, None]).double() + 0.5 * (scores[:, :, None] == scores[:, None])
-    pairs = (truth[:, :, None] & ~truth[:, None]).double()
-    top = truth.gather(1, scores.argmax(1, keepdim=True))[:, 0].double()
-    return draws @ (higher * pairs).sum((1, 2)) / (draws @ pairs.sum((1, 2))), draws @ top / draws.sum(1)
-
-
-def load_futures(args, w):
-    """(content of video-futures.pt, its clips [candidates, clips, h, H, W, 3]); fails unless they fit the rollouts."""
-    path = Path(args.futures).with_suffix(".pt")
-    saved = load_pt(path, RESULT)
-    parts = path.with_name(path.stem + "-parts")
-    loaded = (load_pt(parts / f"{part}.pt", RESULT) for part in saved["candidates"])
-    futures = torch.stack([x["generated_clips"] for x in loaded])
-    there = next(iter(w.truths.values())).shape[1:]
-    if futures.shape[3:] != there or futures.shape[2] >= w.frames:
-        shape, needed = list(futures.shape[2:]), [w.frames - 1, *there]
-        fail(f"{args.futures} holds clips of {shape}, --rollouts of {needed}; use the same size and horizon")
-    for clip, last in zip(saved["ids"], saved.get("last", [""] * len(saved["ids"])), strict=True):
-        if clip in w.truths and digest(w.truths[clip][0].numpy().tobytes()) != last:
-            fail(f"{path} starts from another frame of {clip}; make both with the same --past")
-    return saved, futures
-
-
-def candidates(w, saved, futures, name):
-    """Can video.py's ranking scores, which do not read the outcome, find the better half of several futures?
-
-    Better: the object ends nearer to its true position. Reported are AUROCs, the loss against the pixel verifier
-    `name`, which reads the outcome, and the share of clips whose top future is of the better half.
-    """
-    length = futures.shape[2]
-    truth, rows, scores, sources = [], [], [], []
-    for k, clip in enumerate(saved["ids"]):
-        if clip not in w.masks:
-            continue
-        seen = w.truths[clip][: length + 1]
-        shown = torch.cat([seen[:1].expand(len(futures), 1, -1, -1, -1), futures[:, k]], 1)
-        here = whereabouts(torch.cat([seen[None], shown]), w.masks[clip].expand(len(shown) + 1, -1, -1))
-        here = here[:, -1]
-        if not here[0].isnan().any():
-            apart = (here[1:] - here[0]).norm(dim=-1).nan_to_num(math.inf)
-            truth.append(apart <= apart.median())
-            context = types.SimpleNamespace(horizons=[length], lpips=w.lpips, mask=w.masks[clip])
-            scores.append(w.pixels[name](shown, seen, context)[:, 0])
-            rows.append(k)
-            sources.append(w.items[clip]["real"]["source"])
-    if not rows:
-        return None
-    truth, draws, n = torch.stack(truth), source_weights(sources, w.seed), len(set(sources))
-    compared = {b: x[:, rows].T.double() for b, x in saved["ranking_scores"].items()}
-    compared = {"with_outcome": torch.stack(scores)} | compared
-    found = {b: within_clip(x, truth, draws) for b, x in compared.items()}
-    rates = {"random": draws @ truth.double().mean(1) / draws.sum(1)} | {b: x for b, (_, x) in found.items()}
-    picked, without = {}, {}
-    for b, x in rates.items():
-        share = named_interval("share", x, n)
-        picked[b] = {"share": share["share"], "low": share["share_low"], "high": share["share_high"]}
-    outcome = found.pop("with_outcome")[0]
-    for b, (area, _) in found.items():
-        worse = named_interval("worse_by", outcome - area, n, least=-1.0)
-        without[b] = named_interval("auroc", area, n) | worse
-    return {
-        "clips": len(rows),
-        "verifier": name,
-        "with_outcome": named_interval("auroc", outcome, n),
-        "without_outcome": without,
-        "picked_better": picked,
-    }
-
-
-def repeated(w):
-    """Upper bound: mean pixel scores of one take of a scene (item `repeat`) as the prediction of another take."""
-    takes = {}
-    for clip in w.clips:
-        if scene := w.items[clip]["real"].get("repeat"):
-            takes.setdefault(scene, []).append(clip)
-    pairs = [(a, b) for group in takes.values() for a, b in zip(group, group[1:], strict=False)]
-    if not pairs:
-        return None
-    found = {}
-    for a, b in pairs:
-        context = types.SimpleNamespace(horizons=[w.frames - 1], lpips=w.lpips, mask=None)
-        for name in w.pixels:
-            if name != "position_error":
-                score = w.pixels[name](w.truths[a][None], w.truths[b], context)[0, 0]
-                found.setdefault(name, []).append(score)
-    return {name: torch.stack(x).mean() for name, x in found.items()}
-
-
 def evaluate_best(w, scores, family, best, areas, draws, promised):
     """Of the pixel verifier chosen on val: (criteria, acceptance, risk-coverage curve, video_model_results)."""
     test, pixel = where(w.test), best["pixel"]
@@ -949,7 +811,7 @@ def evaluate_best(w, scores, family, best, areas, draws, promised):
     }
     more = {"verifier": pixel, "options_searched": sum(f == "pixel" for f in family.values())}
     criteria = {"pixel_auroc": record(areas[pixel], baselines, n, len(test), **more)}
-    for f in ("tracked", "latent", "words"):
+    for f in ("latent", "words"):
         if f in best:
             rival = {best[f]: areas[best[f]]}
             criteria[f"pixel_over_{f}"] = record(areas[pixel], rival, n, len(test), **more)
@@ -969,7 +831,6 @@ def evaluate_best(w, scores, family, best, areas, draws, promised):
         "conformal_promised": promised,
         **with_bounds("conformal_error", error),
         "conformal_accepted_correct": accepted[right].double().mean(),
-        **conformal(x, right, sources, promised, w.seed),
         "accepted_by_kind": by_kind,
     }
     about = {"better": "lower", "n": len(wrong), "sources": n}
@@ -1008,13 +869,12 @@ def run_score(args, started):
     out = Path(args.out or Path(args.rollouts) / "verify.yaml")
     check_writable(out)
     w = prepare(args, rollouts)
-    futures = load_futures(args, w) if args.futures else None
     scores, family, about = all_scores(args, w)
     table, best, areas, draws = verifier_table(w, scores, family)
     found = evaluate_best(w, scores, family, best, areas, draws, args.promised)
     criteria, acceptance, curve, generated = found
     right = [k for k in where(w.test) if w.kinds[k] == "right"]
-    upper_bounds = {"vae": {name: scores[name][right, -1].mean() for name in w.pixels}, "repeat": repeated(w)}
+    upper_bounds = {"vae": {name: scores[name][right, -1].mean() for name in w.pixels}}
     result = {
         "stage": "verify",
         "model": None,
@@ -1028,22 +888,18 @@ def run_score(args, started):
         result[f"{f}_verifier"] = name
         result |= {f"{f}_{k}": table[name][k] for k in ("auroc", "auroc_low", "auroc_high")}
     no_lpips = "the published weights are not on this machine; lpips_random_backbone has random weights"
-    still = [~moving_regions(t[None]).flatten(2).any(-1) for t in w.truths.values()]
     result |= {
         **acceptance,
         "generated": len(w.rows),
         "planted_test": int(w.test.sum()),
         "clips": len(w.clips),
         "sources_test": len({w.sources[k] for k in where(w.test)}),
-        "still_frames": sum(int(x.sum()) for x in still),
         "lpips_reason": None if "lpips" in w.pixels else no_lpips,
-        "repeat_reason": None if upper_bounds["repeat"] else "no two clips name the same scene (`repeat`)",
         "criteria": criteria,
         "verifiers": table,
         "horizons": by_horizon(w, scores, best),
         "risk_coverage": curve,
         "video_model": generated and {k: v for k, v in generated.items() if k not in ("rows", "truth")},
-        "futures": candidates(w, *futures, best["pixel"]) if futures else None,
         "planted_correctness": planted_correctness(w),
         "upper_bounds": upper_bounds,
         "notes": NOTES,
@@ -1111,7 +967,6 @@ def get_args(argv):
     add("--rollouts", metavar="DATA", required=True, help="what `plant` wrote")
     add("--latents", nargs="+", metavar="FOLDER", help="features of them, of one or more encoders")
     add("--words", help="what explain.py describe found a model to say of them (...-actions.pt)")
-    add("--futures", help="video-futures.yaml, whose candidates are judged")
     add("--promised", type=float, default=0.1, help="share of wrong predictions accepted at most")
     add("--out", help="default: verify.yaml in --rollouts")
     return p.parse_args(argv)

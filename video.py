@@ -17,14 +17,13 @@ in random order (shuffled, vae_shuffled). Measures:
     temporal_closeness     with d = 1 - temporal_consistency of a generated clip and of its clip: the smaller d / the larger d
     decoded_closeness      the same against the clip's reconstruction
     temporal_ratio         motion energy (mean absolute difference of adjacent frames) generated / real; flicker_ratio: of flicker
-    warp_error             mean absolute difference of a frame and its successor warped back along optical flow (Lai et al. 2018)
     direction_accuracy     share of clips in which the object, followed by its colour, moves in the true direction
 
 `continue` predicts the last --horizon of the middle --past + --horizon frames, by --continuations: past (all past frames), past+text,
 first (the last past frame), first+text, text. Baselines: copy, flow, mean and nearest; upper bound: vae. Measures: l1, moving_l1 and still_l1
-by horizon, with paired gains over copy and flow, those above, jump, best_shift, static. `futures` generates --candidates for every
-clip's first window and selects one without the outcome: by agreement, continuity, flow, consistency, cycle, or the mean of these ranks.
-Each writes video-<job>.yaml, .png, .pt, and video-<job>-parts/ (cached clips: a second run generates only what is missing). coherence
+by horizon, with paired gains over copy and flow, those above, jump, static. `futures` generates --candidates for every
+clip's first window and selects one without the outcome: by agreement, continuity, flow, consistency, or the mean of these ranks.
+Each writes video-<job>.yaml, .png, and video-<job>-parts/ (cached clips: a second run generates only what is missing). coherence
 and continue write generated/ (a data folder of the generated clips). `animate` writes out.mp4 (H.264), out.gif and out.yaml.
 
 Needs claims.py, cogvlm2.py, common.py, media.py, metrics.py, motion.py, models.py, stats.py, untrained.py.
@@ -42,9 +41,10 @@ import torch
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from claims import caption, followed, moving_objects
+from claims import followed, moving_objects
 from common import (
     RESULT,
+    caption,
     check_choice,
     check_writable,
     choose_device,
@@ -65,7 +65,7 @@ from common import (
     subcommands,
     write_items,
 )
-from media import frames_of, grey_of, read_image
+from media import frames_of, open_image
 from metrics import evaluator_tokens
 from models import (
     DECODE_NOISE,
@@ -85,7 +85,6 @@ from motion import (
     HORIZONS,
     NOTHING,
     STATIC,
-    best_shift,
     closeness,
     consistency,
     errors_by_draw,
@@ -245,12 +244,11 @@ def continuation_table(generated_clips, items, clips, past, look, seed):
     energy = {n: x["motion_energy"].mean() for n, x in measures.items()}
     for n, row in tables["continuations"].items():
         row["static"] = bool(energy[n] < STATIC * energy["vae"])
-        row["best_shift"] = best_shift(generated_clips[n][0], clips, past)
     main = next(n for n in generated_clips if n not in ("real", *BASELINES))
     return {
         "conditioning": main,
         **headlines(tables, main),
-        **{k: tables["continuations"][main][k] for k in ("static", "best_shift")},
+        "static": tables["continuations"][main]["static"],
         "clips": len(items),
         "sources": len(set(sources)),
         "moving_clips": int((~errors["real"]["moving_l1"].isnan()).any(2).sum()),
@@ -275,9 +273,8 @@ DECODE = {"decode_timestep": DECODE_STEP, "decode_noise_scale": DECODE_NOISE}
 NULLS = "real", "vae", "frozen", "shuffled", "vae_shuffled"
 NOTES = {
     "all": "all true frames are given: an upper bound, not a prediction",
-    "warp_error": "of the first draw",
     "temporal_consistency": "a clip with too little motion scores above the real clips, a frozen image 1",
-    "strength": "of the first draw; given frames get noise 1 - strength, embeddings are blended from the empty prompt (0) to the adapter (1)",
+    "strength": "of the first draw; given frames get noise 1 - strength, prompts are blended from empty to the adapter's",
 }
 
 
@@ -386,23 +383,6 @@ def closeness_to_others(d, d_real, sources):
     return (closeness(d[:, :, None], d_real) * weights).sum(1) / weights.sum(0).clamp(min=1)
 
 
-def warp_error(x):
-    """Mean absolute difference of a frame's grey and its successor's, warped back along iterative Lucas-Kanade flow (scikit-image)."""
-    from skimage.registration import optical_flow_ilk
-    from skimage.transform import warp
-
-    grey = grey_of(x).numpy()
-    grid = np.mgrid[: grey.shape[2], : grey.shape[3]].astype(np.float32)
-    errors = []
-    for clip in grey:
-        differences = []
-        for a, b in zip(clip, clip[1:], strict=False):
-            flow = optical_flow_ilk(a, b, radius=5, num_warp=4)
-            differences.append(np.abs(a - warp(b, grid + flow, mode="edge")).mean())
-        errors.append(np.mean(differences))
-    return torch.tensor(errors, dtype=torch.float64)
-
-
 def coherence_criteria(measures, main, sources, seed):
     """{criteria, paired gains over the other conditionings} of the main one. measures: {name: {measure: [seeds, n]}}."""
     names, criteria, gains = [n for n in measures if n not in NULLS], {}, {}
@@ -434,7 +414,18 @@ def coherence_criteria(measures, main, sources, seed):
         }
         for n, p in holm({n: t["p"] for n, t in gains[measure].items()}).items():
             gains[measure][n]["p_holm"] = p
-    return {"criteria": criteria, "gains": gains}
+    return {"criteria": criteria | energy_criterion(measures, main, sources), "gains": gains}
+
+
+def energy_criterion(measures, name, sources):
+    """{temporal_ratio: criterion} of the motion energy over that of the real clips, if these move."""
+    energy = {
+        n: ratio(measures[n]["motion_energy"], measures["real"]["motion_energy"]) for n in (name, *NULLS)
+    }
+    if energy["real"] is None:
+        return {}
+    found = criterion(energy[name], {"frozen": energy["frozen"]}, sources, energy["vae"].mean().item())
+    return {"temporal_ratio": found | {"conditioning": name, "draws": len(energy[name])}}
 
 
 # ---------------------------------------------------------------- the adapter's file
@@ -592,7 +583,8 @@ def generate_parts(entry, folder, parts, settings, items, adapter, batch):
             tokens = embeds.to(empty)
             prompt = blend_prompts(empty, tokens, strength), empty.new_ones(tokens.shape[:2])
             strength = 1.0  # of the frame
-        how = settings["seed"] + draw, strength, batch, settings["guidance"], empty
+        guidance = settings["guidance"] if text != "empty" else 1.0  # two branches would be alike
+        how = settings["seed"] + draw, strength, batch, guidance, empty
         return generate_clips(run, timesteps, ids, shape, shown, prompt, *how)
 
     part_settings = {
@@ -636,28 +628,18 @@ def first_lines(mode, entry, evaluator, data, model=None, weights=None):
 
 
 def write_generated_clips(out, shown, items, args, entry, data, model, conditioning, directions, **more):
-    """Write generated/ beside `out`: a data folder of clips {name: uint8 [n, T, H, W, 3]}, with the majority direction."""
-    write_items(
-        out.parent / "generated",
-        (
-            item | {"id": f"{item['id']}/{n}", "frames": x[k].clone(), "conditioning": n}
-            for n, x in shown.items()
-            for k, item in enumerate(items)
-        ),
-        {
-            "name": f"{data['name']}-generated",
-            "source_kind": "generated",
-            "data": data["data"],
-            "seed": args.seed,
-            "data_path": str(args.data),
-            "model": model,
-            "video": entry["name"],
-            "video_weights": entry["weights"],
-            "conditioning": conditioning,
-            "majority": max(sorted(set(directions)), key=directions.count) if directions else None,
-        }
-        | more,
-    )
+    """Write generated/ beside `out`: a data folder of clips {name: uint8 [n, T, H, W, 3]}."""
+
+    def generated():
+        for name, x in shown.items():
+            for k, item in enumerate(items):
+                yield item | {"id": f"{item['id']}/{name}", "frames": x[k].clone(), "conditioning": name}
+
+    meta = {"name": f"{data['name']}-generated", "source_kind": "generated", "data": data["data"]}
+    meta |= {"seed": args.seed, "data_path": str(args.data), "model": model, "video": entry["name"]}
+    meta |= {"video_weights": entry["weights"], "conditioning": conditioning}
+    meta["majority"] = max(sorted(set(directions)), key=directions.count) if directions else None
+    write_items(out.parent / "generated", generated(), meta | more)
 
 
 def settings_of(args, entry, geometry, dtype, clips, words, *more):
@@ -722,16 +704,12 @@ def run_coherence(args, started):
     numbers = moving[0]
     found = {
         part: measured(x, real[:, 0], look, moving)
-        | ({"warp_error": warp_error(x)} if part.partition("-")[2] in ("", "0") and "@" not in part else {})
         for part, x in tqdm(parts.items(), desc="measured", unit="part")
     }
-    measures = {n: found[n] for n in NULLS} | {
-        n: {
-            k: x if k == "warp_error" else torch.stack([found[f"{n}-{s}"][k] for s in range(args.seeds)])
-            for k, x in found[f"{n}-0"].items()
-        }
-        for n in names
-    }
+    measures = {n: found[n] for n in NULLS}
+    for n in names:
+        draws = [found[f"{n}-{s}"] for s in range(args.seeds)]
+        measures[n] = {k: torch.stack([x[k] for x in draws]) for k in draws[0]}
 
     moving_sources = [sources[k] for k in numbers]
 
@@ -752,34 +730,25 @@ def run_coherence(args, started):
         ("decoded_closeness", ("frozen",)),
         ("temporal_ratio", ()),
         ("flicker_ratio", ()),
-        ("warp_error", ("real",)),
         ("direction_accuracy", ("real",)),
     ):
         result |= {f"{name}{end}": table[main][f"{name}{end}"] for end in ("", "_low", "_high")} | {
             f"{name}_{b}": table[b][name] for b in beside
         }
-    result |= {
-        "clips": len(ids),
-        "sources": len(set(sources)),
-        "direction_clips": len(numbers),
-        "still_clips": int((1 - measures["real"]["temporal_consistency"] < NOTHING).sum()),
-        "seeds": args.seeds,
-        "seeds_are": "draws of noise; nothing is trained",
-        "steps": args.steps,
-        "guidance": args.guidance,
-        "frames": args.frames,
-        "size": args.size,
-        "generated_clips_seconds": seconds,
-        "generated_clips_per_second": (len(parts) - len(NULLS)) * len(ids) / max(seconds, 1e-9),
-        **coherence_criteria(measures, main, sources, args.seed),
+    result |= {"clips": len(ids), "sources": len(set(sources)), "direction_clips": len(numbers)}
+    result["still_clips"] = int((1 - measures["real"]["temporal_consistency"] < NOTHING).sum())
+    result["seeds_are"] = "draws of noise; nothing is trained"
+    result |= {k: getattr(args, k) for k in ("seeds", "steps", "guidance", "frames", "size")}
+    result["generated_clips_seconds"] = seconds
+    result["generated_clips_per_second"] = (len(parts) - len(NULLS)) * len(ids) / max(seconds, 1e-9)
+    result |= coherence_criteria(measures, main, sources, args.seed) | {
         "conditionings": table,
-        "strength": {
-            n: {f"{x:g}": row(found[part]) for x, part in rows.items() if part in found}
-            for n, rows in swept.items()
-        },
-        "notes": NOTES,
-        "run": run_info(args, started, script="video.py", device=f"{device.type} ({why})", dtype=str(dtype)),
+        "strength": {},
     }
+    for n, rows in swept.items():
+        result["strength"][n] = {f"{x:g}": row(found[part]) for x, part in rows.items() if part in found}
+    about = {"device": f"{device.type} ({why})", "dtype": str(dtype)}
+    result |= {"notes": NOTES, "run": run_info(args, started, script="video.py", **about)}
 
     shown = {"real": real, "frozen": parts["frozen"]} | {n: parts[f"{n}-0"] for n in names}
     directions = [i["direction"] for i in every if "direction" in i and split_of(i["source"]) == "train"]
@@ -787,13 +756,6 @@ def run_coherence(args, started):
     few = examples(numbers, ids)
     strips = {n: x[few].clone() for n, x in ({"real": real, "vae": parts["vae"]} | shown).items()}
     few_words = [words[k] or ids[k] for k in few]
-    save_pt(
-        out.with_suffix(".pt"),
-        RESULT,
-        [ids[k] for k in few],
-        {"stage": "video", "mode": "coherence", "words": few_words},
-        generated_clips=strips,
-    )
     draw_chart(result, strips, few_words, out.with_suffix(".png"))
     save_yaml(out, result)
     return result
@@ -813,7 +775,6 @@ CONTINUE_NOTES = {
     "temporal_ratio": "of the predicted frames alone; the step from the last real frame to the first predicted one is jump. "
     "Flicker scores high too: the shuffled future (controls) is above 1, so read it beside l1 and direction_accuracy",
     "moving_l1": "where the truth differs from the last past frame, in clips where it does",
-    "best_shift": "the shift of the truth, in frames, with the lowest l1: above 0 the row runs ahead, below 0 it lags",
 }
 
 
@@ -989,7 +950,6 @@ FUTURES_NOTES = {
     "random": "the mean over all candidates",
     "oracle_share": "reduction of the error of the first candidate, as a share of the oracle's reduction",
     "truth_preferred": "share of candidates that rank below the real future through the autoencoder; 0.5 is chance",
-    "cycle": "the model continues a candidate's frames in reversed order, with an empty prompt; its end is compared with the past frames",
 }
 
 
@@ -999,11 +959,6 @@ def candidates(n, high):
     return [(None, 1.0, 0)] + [
         (names[(i - 1) % len(names)], (1.0, high)[(i - 1) // len(names) % 2], i) for i in range(1, n)
     ]
-
-
-def cycle_error(back, seen, k):
-    """Mean absolute difference [n] of the end of backward clips [n, m, H, W, 3] to the last k frames of `seen`."""
-    return (back[:, -k:].flip(1).float() - seen[:, -k:].float()).abs().mean((1, 2, 3, 4)).double() / 255
 
 
 def ranking_scores(x, seen, carried, more):
@@ -1084,19 +1039,11 @@ def run_futures(args, started):
     rows = list(EXPERTS)
     jobs = {f"candidate-{i}": job for i, job in enumerate(candidates(args.candidates, high))}
     every = jobs | {"candidate-truth": None}
-    # so many of a candidate's last frames are given in reversed order
-    folder, back = out.with_name(out.stem + "-parts"), span(args.horizon, args.frames, unit["time"])
+    folder = out.with_name(out.stem + "-parts")
 
     def generated_clip(part, model, empty, prompts, run, timesteps):
         if part == "candidate-truth":
             return reconstructed(model.vae, clips, args.horizon, unit["time"])
-        if part not in jobs:
-            forward = load_pt(folder / f"{part.replace('cycle', 'candidate')}.pt", RESULT)["generated_clips"]
-            end, prompt = forward[:, -back:].flip(1), empty_prompt(empty, len(ids))
-            # with the same noise for all candidates
-            seed = f"{args.seed} 1"
-            x = generate_clips(run, timesteps, ids, shape, [(0, end)], prompt, seed, batch=args.batch)
-            return x[:, back:]
         expert, guidance, draw = jobs[part]
         at = slice(len(ids) * rows.index(expert), len(ids) * (rows.index(expert) + 1)) if expert else None
         prompt = tuple(x[at] for x in prompts) if expert else empty_prompt(empty, len(ids))
@@ -1107,9 +1054,6 @@ def run_futures(args, started):
 
     settings = settings_of(args, entry, unit, dtype, clips, words, "frames", "past", "horizon")
     part_settings = {part: settings | {"job": job, "prompts": EXPERTS} for part, job in every.items()}
-    part_settings |= {
-        p.replace("candidate", "cycle"): how | {"backwards": back} for p, how in part_settings.items()
-    }
     texts = [template.format(w) for template in EXPERTS.values() for w in words]
     load = functools.partial(open_pipeline, entry, shape, unit, args.steps, texts)
     parts = cached_parts(folder, ids, part_settings, load, generated_clip)
@@ -1121,9 +1065,7 @@ def run_futures(args, started):
     for c, y in enumerate(tqdm(generated_clips_of, desc="measured", unit="part")):
         for i, clip in enumerate(y):
             close[c, i] = F.cosine_similarity(here[i : i + 1], look(clip).flatten(1).double()).mean()
-    # [candidates + 1, n]
-    cycles = [parts[part.replace("candidate", "cycle")]["generated_clips"] for part in every]
-    more = {"consistency": close, "cycle": -torch.stack([cycle_error(y, seen, k) for y in cycles])}
+    more = {"consistency": close}  # [candidates + 1, n]
     moving, carried = moving_objects(items, args.past - 1), extrapolate_flow(seen, args.horizon)
     correct = torch.stack(
         [followed(torch.cat([last[:, None], y], 1), last, moving, [args.horizon])[args.horizon] for y in x]
@@ -1201,8 +1143,6 @@ def run_futures(args, started):
         "size": args.size,
         "steps": args.steps,
         "generated_clips_seconds": sum(parts[part]["seconds"] for part in jobs),
-        "cycle_seconds": sum(y["seconds"] for part, y in parts.items() if part not in every),
-        "shown_backwards": back,
         "criteria": criteria,
         "gains": gains,
         "pickers": table,
@@ -1213,20 +1153,6 @@ def run_futures(args, started):
         "run": run_info(args, started, script="video.py", device=f"{device.type} ({why})", dtype=str(dtype)),
     }
     draw_futures(result, out.with_suffix(".png"))
-    found = ranking_scores(x, seen, carried, {b: s[: len(x)] for b, s in more.items()})
-    save_pt(
-        out.with_suffix(".pt"),
-        RESULT,
-        ids,
-        {"stage": "video", "mode": "futures"},
-        sources=sources,
-        candidates=list(jobs),
-        ranking_scores=found,
-        errors=errors,
-        pick=best_candidate(found["mean_rank"]),
-        # digests of the last past frames: verify.py checks that its clips start there
-        last=[digest(x.numpy().tobytes()) for x in last],
-    )
     save_yaml(out, result)
     return result
 
@@ -1291,7 +1217,7 @@ def run_animate(args, started):
     gif, facts = out.with_suffix(".gif"), out.with_suffix(".yaml")
     if gif.resolve() in [Path(p).resolve() for p in args.image]:
         fail(f"--video {out} would overwrite the image {gif}; give another name")
-    images = [read_image(p) for p in args.image]
+    images = [open_image(p)[None] for p in args.image]
     for path in (out, gif, facts):
         check_writable(path)
 

@@ -10,8 +10,9 @@ import transformers as t
 from published import sizes
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
-from common import FEATURES, POOLED, RESULT, plain, save_pt, save_yaml, write_items
+from common import FEATURES, POOLED, RESULT, TRACKS, plain, save_pt, save_yaml, write_items
 from gate import GATE1, GATE2
+from track import frames_of_track
 
 OPERATORS = {"==": operator.eq, "<": operator.lt, ">": operator.gt, "<=": operator.le, ">=": operator.ge}
 
@@ -32,6 +33,26 @@ def plant_features(folder, ids, points, data_path, gridless=(), **more):
     index["points"] = {k: {"shape": list(x.shape[1:]), "grid": k not in gridless} for k, x in points.items()}
     save_yaml(folder / "index.yaml", index | more)
     return str(folder)
+
+
+def planted_tracks(path, items, scores_of=None, persistence_of=None, **changed):
+    """A tracks.pt of the truth, or of functions of (item, name, truth: frames, or track)."""
+    ids, scores, persistence = [], [], []
+    for item in items:
+        tracks = {t["object"]: t for t in item["tracks"]}
+        for name in [*item["names"], item["absent"], *filter(None, [item.get("removed")])]:
+            true = tracks.get(name)
+            visible = frames_of_track(true).float() if true else torch.zeros(32)
+            likely = float(bool(true and true["persistent"]))
+            ids.append(f"{item['id']}/{name}")
+            scores.append(scores_of(item, name, visible) if scores_of else visible)
+            persistence.append(persistence_of(item, name, true) if persistence_of else likely)
+    content = {"embedding": torch.zeros(len(ids), 512), "scores": torch.stack(scores)}
+    content |= {"attention": torch.full((len(ids), 32), 1 / 32), "persistence": torch.tensor(persistence)}
+    meta = {"model": "planted", "weights": "random", "data": "synthetic", "data_path": "x", "threshold": 0.5}
+    schema, ids = changed.pop("schema", TRACKS), changed.pop("ids", ids)
+    save_pt(path, schema, ids, meta, **{k: x.half() for k, x in content.items()} | changed)
+    return path
 
 
 def write_squares(folder, boxes, side, labels=("box",)):

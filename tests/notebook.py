@@ -18,7 +18,7 @@ from common import HERE, check_writable, save_text
 # tiny.py trains the models that SMALL fetches
 FILES = [*sorted(p.name for p in HERE.glob("*.py") if p.name != "tiny.py"), "Makefile", "requirements.txt"]
 # package: its module, where the name is another
-MODULES = {"pillow": "PIL", "scikit-image": "skimage", "pyyaml": "yaml"}
+MODULES = {"pillow": "PIL", "scikit-image": "skimage", "scikit-learn": "sklearn", "pyyaml": "yaml"}
 
 INTRO = """# Foresight
 

@@ -12,14 +12,10 @@ from PIL import Image
 from test_media import encode, numbered, numbers
 
 import data
+import media
 from common import load_items, split_of
-from media import frames_of
 
 COLUMNS = ("filename", "label", "split", "source", "repeat")
-ROWS = [("a.png", "cat", 2, 3, 20, 30), ("b.png", "dog", 0, 0, 40, 32), ("b.png", "cat", 5, 6, 7, 8)]
-ROWS.append(("c.png", "cat", 10, 1, 39, 31))
-VOC = "<xmin>{1}</xmin><ymin>{2}</ymin><xmax>{3}</xmax><ymax>{4}</ymax>"
-VOC = f"<object><name>{{0}}</name><bndbox>{VOC}</bndbox></object>"
 TEMPLATES = "Pushing [something]", "Putting [something] on [something]", "Dropping [something]", "Folding"
 VIDEOS, LISTS = "20bn-something-something-v2", "something-something-v2-{}.json"
 WRONG = {
@@ -31,27 +27,19 @@ WRONG = {
     "cut --clips MOVING --frames 3 --first 15": "frames 15 to 17",
     "voc --root nowhere": "nowhere is not a folder",
     "sets --root x --check --flip": "--flip",
+    "coco --root x --crop 2": "--crop 2",
+    "clips --root x --fps 0": "--fps 0",
 }
-BAD = [  # a format, a file, words in it, or none, and new ones, what is printed, what --skip-bad leaves
-    ("csv", "labels.csv", "", "a.png,cat,5,5,41,20", "a.png: box [5.0, 5.0, 41.0, 20.0]", "bc"),
-    ("csv", "labels.csv", "", "b.png,cat,9,5,4,20", "b.png: box [9.0, 5.0, 4.0, 20.0]", "ac"),
-    ("csv", "labels.csv", "", "c.png,cat,1,2,three,4", "c.png: line 6", "ab"),
-    ("csv", "labels.csv", "", "a.png,bird,1,2,3,4", "a.png: unknown class 'bird'", "bc"),
-    ("csv", "a.png", "PNG", "GNP", "a.png: broken image", "bc"),
-    ("voc", "annotations/b.xml", "<annotation>", "&", "b.xml: not a readable VOC annotation", "ac"),
-    ("voc", "annotations/d.xml", "", "<a><filename>a.png</filename></a>", "a.png: is annotated twice", "abc"),
-    ("coco", "annotations.json", '"annotations"', '"x"', "is not a COCO instances file", None),
-    ("coco", "annotations.json", '3, "image_id": 8', '3, "image_id": 99', "image 99", "abc"),
-]
 TABLES = [
     (COLUMNS, [("a", "x", "test"), ("copy", "x", "train")], "copy: is in train, and the same clip a"),
     (COLUMNS, [("a", "x", "train", "s"), ("b", "x", "test", "s")], "b: has source 's' in test"),
     (COLUMNS, [("a", "x", "train"), ("b", "x", "training")], "b: has the split 'training'"),
-    (("filename", "label"), [("a", "sch\udcf6n")], "labels.csv is not UTF-8"),
+    (COLUMNS[:2], [("a", "put", "take")], "line 2 has more fields than the header"),
+    (("filename", "label"), [("a", "sch\udcf6n")], "labels.csv cannot be read as UTF-8"),
 ]
 PROBLEMS = {  # of a clip: the kind, and words that are printed
     "short.mp4": ("short", "has 9 frames, fewer than 10"),
-    "cut.webm": ("broken", "of 3.33 seconds"),
+    "cut.webm": ("broken", "cut off"),
     "mid.mp4": ("broken", "is damaged"),
     "few": ("short", "has 3 frames"),
     "torn": ("broken", "7.jpg"),
@@ -89,7 +77,10 @@ def test_cut_clips_hold_those_frames_and_nothing_of_the_others(tmp_path):
         for k in ("frames", "mask", "boxes"):
             assert torch.equal(b[k], a[k][2:5]) and torch.equal(c[k], a[k][[0, 4, 7, 11]])
             assert b[k].untyped_storage().nbytes() < a[k].untyped_storage().nbytes()
-        assert c["fps"] == pytest.approx(data.RATE / 3)
+        assert c["times"].tolist() == [0, 2, 3.5, 5.5]  # of two frames a second, where none is stated
+    timed = {"id": "t", "frames": torch.zeros(4, 8, 8, 3), "times": torch.tensor([0, 0.1, 0.5, 2.5])}
+    (found,) = data.cut([timed], 1, 3)
+    assert found["times"].tolist() == pytest.approx([0, 0.4, 2.4])
     assert [index[k] for k in ("cut_from", "first", "frames", "data")] == ["long", 2, 3, "synthetic"]
 
 
@@ -111,56 +102,6 @@ def test_wrong_arguments_are_refused(refused, shapes_folder, moving_folder, tmp_
     argv = given.replace("MOVING", str(moving_folder)).replace("SHAPES", str(shapes_folder)).split()
     refused(lambda: run(*argv, out=tmp_path / "x"), WRONG[given])
     assert not (tmp_path / "x/index.yaml").exists()
-
-
-def image_folder(folder):
-    """Images of 40x32 px with the boxes ROWS in each format; COCO also has a crowd."""
-    (folder / "annotations").mkdir(parents=True)
-    coco = {"images": [], "categories": [{"id": 10, "name": "cat"}, {"id": 20, "name": "dog"}]}
-    coco["annotations"] = [{"id": 0, "image_id": 7, "iscrowd": 1, "bbox": [0, 0, 40, 32], "category_id": 10}]
-    for k, name in enumerate(("a.png", "b.png", "c.png")):
-        pixels = np.random.default_rng(k).integers(0, 256, (32, 40, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / name)
-        rows = [row[1:] for row in ROWS if row[0] == name]
-        xml = f"<filename>{name}</filename>" + "".join(VOC.format(*row) for row in rows)
-        (folder / f"annotations/{name[0]}.xml").write_text(f"<annotation>{xml}</annotation>")
-        coco["images"].append({"id": 7 + k, "file_name": name})
-        for label, x1, y1, x2, y2 in rows:
-            row = {"bbox": [x1, y1, x2 - x1, y2 - y1], "category_id": {"cat": 10, "dog": 20}[label]}
-            coco["annotations"].append(row | {"id": len(coco["annotations"]), "image_id": 7 + k})
-    (folder / "annotations.json").write_text(json.dumps(coco))
-    return labels(folder, *ROWS, header=("filename", "class", "xmin", "ymin", "xmax", "ymax"))
-
-
-@pytest.mark.parametrize("form", ["voc", "csv", "coco"])
-def test_every_format_gives_the_same_boxes_labels_and_pixels(tmp_path, form):
-    folder = image_folder(tmp_path / "in")
-    index = run(form, "--preview", root=folder, out=tmp_path / "out")
-    items = {i["id"]: i for i in load_items(tmp_path / "out")[0]}
-    assert (index["items"], index["data"], index["skipped"]) == (3, "real", 0)
-    for name in ("a.png", "b.png", "c.png"):
-        item, rows = items[name], [row for row in ROWS if row[0] == name]
-        assert item["boxes"].tolist() == [list(row[2:]) for row in rows] and item["source"] == name
-        assert item["labels"] == [row[1] for row in rows] and (item["width"], item["height"]) == (40, 32)
-        assert (frames_of(item)[0].numpy() == np.array(Image.open(folder / name))).all()
-    assert Image.open(tmp_path / "out/preview.png").size == (8 * 160, 5 * 160)
-
-
-@pytest.mark.parametrize(("form", "name", "old", "new", "line", "left"), BAD)
-def test_a_problem_with_boxes_is_listed_and_skip_bad_works(
-    tmp_path, printed, form, name, old, new, line, left
-):
-    path = image_folder(tmp_path / "in") / name
-    content = path.read_bytes() if path.exists() else b""
-    path.write_bytes(content.replace(old.encode(), new.encode()) if old else content + f"{new}\n".encode())
-    given = {"root": tmp_path / "in", "classes": "cat,dog", "out": tmp_path / "out"}
-    err = printed(lambda: run(form, **given))
-    assert line in err and not content_of(tmp_path / "out")
-    if left is not None:
-        assert "1 problems" in err and "--skip-bad" in err
-        index = run(form, "--skip-bad", **given)
-        assert index["ids"] == [f"{k}.png" for k in left] and index["skipped"] == 1
-        assert run(form, "--skip-bad", n=1, **given)["ids"] == index["ids"][:1]
 
 
 def frame_folder(folder, frames):
@@ -243,10 +184,10 @@ def test_a_table_that_splits_a_source_is_refused(tmp_path, folders, printed, hea
     assert line in printed(lambda: read(folders, tmp_path, frames=4))
 
 
-def write_ssv2(root, train=60, validation=20, under="labels"):
-    """The published layout with small videos, half of them of the first class: {id: (list, action)}."""
+def write_ssv2(root, train=60, validation=20, under="labels", lists="{}.json", videos=VIDEOS):
+    """A published layout with small videos, half of them of the first class: {id: (list, action)}."""
     truth = {}
-    for path in (root / under, root / VIDEOS):
+    for path in (root / under, root / videos):
         path.mkdir(parents=True, exist_ok=True)
     for part, ks in (("train", range(train)), ("validation", range(train, train + validation))):
         entries = []
@@ -255,15 +196,17 @@ def write_ssv2(root, train=60, validation=20, under="labels"):
             truth[name] = part, template.replace("[", "").replace("]", "")
             label = template.replace("[something]", "a cup").lower()
             entries.append({"id": name, "label": label, "template": template})
-            encode(root / VIDEOS / f"{name}.webm", np.roll(numbered()[:6], k, 2))
-        (root / under / LISTS.format(part)).write_text(json.dumps(entries))
+            encode(root / videos / f"{name}.webm", np.roll(numbered()[:6], k, 2))
+        (root / under / lists.format(part)).write_text(json.dumps(entries))
     classes = json.dumps({action: "0" for _, action in truth.values()})
-    (root / under / LISTS.format("labels")).write_text(classes)
+    (root / under / lists.format("labels")).write_text(classes)
     return truth
 
 
 def test_ssv2_keeps_the_published_split_and_n_takes_every_action_alike(tmp_path):
     truth = write_ssv2(tmp_path)
+    (tmp_path / "labels/test.json").write_text('[{"id": "9"}]')
+    (tmp_path / "labels/test-answers.csv").write_text("9;Folding\n")
     items, index = read(tmp_path, tmp_path / "out", kind="ssv2", frames=4)
     for item in items:
         part, action = truth[item["id"]]
@@ -281,10 +224,30 @@ def test_ssv2_keeps_the_published_split_and_n_takes_every_action_alike(tmp_path)
 
 
 def test_templates_without_a_class_and_missing_videos_are_named(tmp_path, printed):
-    truth = write_ssv2(tmp_path, 4, 2, ".")
+    truth = write_ssv2(tmp_path, 4, 2, ".", LISTS)
     (tmp_path / LISTS.format("labels")).write_text('{"Putting something on something": "0"}')
     (gone,) = [k for k, (_, action) in truth.items() if action.startswith("Putting")]
     (tmp_path / VIDEOS / f"{gone}.webm").unlink()
     err = printed(lambda: read(tmp_path, tmp_path / "out", kind="ssv2", frames=4))
     assert "6 of 6 clips" in err and f"{gone}: no such clip" in err
     assert all(f"{k}: template {action!r} is not in" in err for k, (_, action) in truth.items() if k != gone)
+
+
+@pytest.mark.parametrize(
+    "layout", [("labels", "{}.json", "videos"), ("labels", LISTS, VIDEOS), (".", LISTS, VIDEOS)]
+)
+def test_every_published_layout_of_ssv2_gives_the_same_items(tmp_path, layout):
+    truth = write_ssv2(tmp_path, 4, 2, *layout)
+    items, index = read(tmp_path, tmp_path / "out", kind="ssv2", frames=4)
+    assert {i["id"]: i["action"] for i in items} == {k: action for k, (_, action) in truth.items()}
+    assert index["test"] == 2
+
+
+def test_clips_carry_their_times_and_a_column_that_is_not_read_is_named(tmp_path, capsys):
+    encode(tmp_path / "a.mp4", numbered(), rate=12)
+    labels(tmp_path, (".\\a.mp4", "x", 3), header=("filename", "label", "quality"))
+    items, index = read(tmp_path, tmp_path / "out", fps=4)
+    assert items[0]["times"].tolist() == pytest.approx([k / 4 for k in range(10)])
+    assert index["not_read"] == {"quality": 1} and "not read: quality (1)" in capsys.readouterr().out
+    assert index["ids"] == ["a.mp4"] and "fps" not in items[0]
+    assert items[0]["times"].dtype == torch.float64 and media.times_of(items[0]).shape == (10,)

@@ -7,6 +7,7 @@ import contextlib
 import functools
 import importlib
 
+import helpers
 import helpers_pretend as pretend
 import pytest
 import torch
@@ -14,8 +15,6 @@ from helpers import adapter_world, plant_features, random_autoencoder, random_la
 from test_extract import run as extract_features
 from test_extract import write_set
 from test_families import ROWS, SIDES, folder_of, noise
-from test_track import CONFIG
-from test_track import planted as planted_tracks
 from test_tune import embedded, item
 from test_verify import clips, planted_clips, write_planted
 
@@ -116,9 +115,8 @@ def clips_and_tokens(at):
 def trajectories(at):
     data.main(f"trajectories --n 40 --seed 21 --out {at}/data".split())
     items = common.load_items(at / "data")[0]
-    planted_tracks(at / "tracks.pt", items, embedding=embedded(items))
+    helpers.planted_tracks(at / "tracks.pt", items, embedding=embedded(items))
     random_language_model(at / "language", 0)
-    models.Tracker(CONFIG).half().save_pretrained(at / "tracker")
 
 
 def conversations(at):
@@ -150,7 +148,7 @@ STAGES = {
     "video coherence": (clips_and_tokens, f"--adapter AT/conditioning.pt --seeds 1 --strengths 0.5 {LTX}"),
     "tune words": (trajectories, f"--embeddings AT/tracks.pt --data AT/data --language AT/language {ONCE}"),
     "tune train": (conversations, "--model tiny --data AT/data --epochs 1 --accumulate 2 --checkpoint"),
-    "track": (trajectories, "--model AT/tracker --data AT/data"),
+    "track": (trajectories, "--model tiny-tracker --data AT/data"),
     "verify plant": (discs, "--data AT/data --vae AT/vae --past 4 --horizon 8"),
     "verify score": (discs, "--rollouts AT/planted"),
     "predict": (past_and_future, f"{AHEAD} --past 4 --variants lora --no-scaling {ONCE}"),

@@ -24,17 +24,16 @@ import features as extraction
 import models
 import streaming
 from common import HERE, load_features, load_items, load_yaml, save_yaml, split_of, with_grid, write_items
-from features import fuse
 from models import MODELS, find_model
 
 
-def write_set(folder, clips):
+def write_set(folder, clips, **more):
     """A data folder of given frames: uint8 [n,T,H,W,3]."""
     items = []
     for k, x in enumerate(clips):
         item = {"id": f"i{k:04d}", "source": f"i{k:04d}", "height": x.shape[1], "width": x.shape[2]}
         items.append(item | {"frames": x.clone()})
-    write_items(folder, items, {"data": "synthetic", "name": folder.name})
+    write_items(folder, items, {"data": "synthetic", "name": folder.name} | more)
     return folder
 
 
@@ -300,9 +299,6 @@ MISTAKES = {  # flags (with names of fixtures): words of the message
     "--model small_dino --max-memory=1MB": "even layer by layer",
     "--model small_dino --questions QUESTIONS": "causal language model",
     "--model small_vlm --questions QUESTIONS --stream": "leave --stream out",
-    "--model small_dino+small_dino": "same model twice",
-    "--model small_dino+small_kosmos2 --points merger": "no token grid",
-    "--model small_dino+small_vlm --questions QUESTIONS": "give a single model",
 }
 
 
@@ -420,34 +416,6 @@ def test_streamed_untrained_weights_depend_on_name_and_seed_in_any_order(small_c
     assert same_features(tmp_path / "one", tmp_path / "again")
     one, two = (load_features(tmp_path / name)[1]("language.2") for name in ("one", "two"))
     assert one.std() > 0 and (one - two).abs().mean() > 0.01 * one.std()
-
-
-def test_fusing_concatenates_the_tokens_of_a_cell_or_averages_where_grids_do_not_divide():
-    fine, coarse = torch.arange(32.0).view(2, 1, 4, 4, 1), torch.arange(8.0).view(2, 1, 2, 2, 1)
-    x = fuse(fine, coarse)
-    assert x.shape == (2, 1, 2, 2, 5) and x[1, 0, 0, 1].tolist() == [18, 19, 22, 23, 5]
-    assert torch.equal(fuse(coarse, fine)[..., 1:], x[..., :4])
-    thirds = torch.arange(1.0, 4).view(1, 1, 1, 3, 1).expand(1, 4, 3, 3, 1)
-    x = fuse(thirds, torch.zeros(1, 2, 2, 2, 3))
-    assert x.shape == (1, 2, 2, 2, 4) and x[0, 0, 0, :, 0].tolist() == [1.5, 2.5]
-
-
-def test_two_encoders_are_fused_on_the_coarser_grid(small_dino, small_vlm, tmp_path):
-    data = write_set(tmp_path / "clips", noise(70, 48, frames=2))
-    both, a, b = (tmp_path / name for name in ("both", "a", "b"))
-    model, points = f"{small_dino}+{small_vlm}", ("--size", 48, "--points", "merger,language.1")
-    assert "shards_missing" in run(model, data, both, *points, "--shard", "0/2")
-    for shard in ("1/2", "0/2", "1/2"):  # each model apart first: the last to come finds all of both
-        index = run(model, data, both, *points, "--shard", shard)
-    assert list(index["points"]) == ["pixels", "fused.merger", "fused.language.1"] and index["items"] == 70
-    run(small_dino, data, a, "--size", 48, "--points", "last")
-    run(small_vlm, data, b, *points)
-    assert same_features(a, both / "small-dino") and same_features(b, both / "small-vlm")
-    fused, first, second = (load_features(folder)[1] for folder in (both, a, b))
-    x = fused("fused.language.1")
-    assert x.shape == (70, 1, 3, 3, 4 * 32 + 32) and torch.equal(x[..., 128:], second("language.1"))
-    close(x[:, 0, 1, 2, 32:64], first("vision.2")[:, :, 2, 5].mean(1))  # two frames in one time step
-    assert torch.equal(fused("pixels"), second("pixels"))
 
 
 QUESTIONS = ["Where is the red circle?", "What moves?", "Is a blue square to the left of the green one?"]

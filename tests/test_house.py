@@ -19,8 +19,9 @@ from common import HERE
 STAGES = ["data", "extract", "probe", "align", "adapt", "predict", "video", "verify", "explain", "track"]
 STAGES += ["tune", "operations", "gate", "report"]
 MODULES = ["common", "stats", "metrics", "models", "families", "training", "synthetic", "conversations"]
-MODULES += ["media", "claims", "cogvlm2", "motion", "streaming", "features", "cost", "check"]
-MODULES += ["untrained", "probes"]
+MODULES += ["media", "augment", "boxes", "claims", "cogvlm2", "motion", "streaming", "features", "cost"]
+MODULES += ["check", "untrained", "probes", "tables"]
+MODULES += ["drawn_trajectories", "adapters", "words", "predictors"]
 ENVIRONMENT = os.environ | {"PYTHONPATH": "", "HF_HUB_OFFLINE": "1"}
 README = (HERE / "README.md").read_text()
 

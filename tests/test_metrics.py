@@ -44,6 +44,27 @@ def test_ap50_is_that_of_pycocotools_on_hand_made_cases(case):
     assert metrics.coco_ap50(truth, found)[0] == pytest.approx(HAND_MADE[case][2], abs=1e-12)
 
 
+def test_a_match_with_a_crowd_is_neither_a_hit_nor_a_mistake_and_an_image_without_boxes_counts():
+    box, crowd, name = torch.tensor([A]), torch.tensor([FAR]), torch.tensor([0])
+    found = [(torch.cat([crowd, box]), torch.tensor([0, 0]), torch.tensor([0.9, 0.8]))]
+    assert metrics.coco_ap50([(box, name)], found)[0] == pytest.approx(0.5)
+    assert metrics.coco_ap50([(box, name, (crowd, name))], found)[0] == pytest.approx(1)
+    assert metrics.coco_ap50([(box, name, (crowd, name + 1))], found)[0] == pytest.approx(0.5)
+    empty, wrong = (box[:0], name[:0]), (box, name, torch.tensor([0.95]))
+    assert metrics.coco_ap50([(box, name, (crowd, name)), empty], [*found, wrong])[0] == pytest.approx(0.5)
+
+
+def test_the_truth_of_an_image_without_boxes_is_empty_and_a_crowd_stands_apart():
+    item = {"width": 40, "height": 20, "boxes": torch.zeros(0, 4), "labels": []}
+    other = item | {"boxes": torch.tensor([[0.0, 0, 20, 20]]), "labels": ["a"]}
+    other |= {"crowd": torch.tensor([[20.0, 0, 40, 20]] * 2), "crowd_labels": ["b", "a"]}
+    largest, truth, names = metrics.box_truth([item, other])
+    assert largest.tolist() == [[0, 0, 0, 0], [0, 0, 0.5, 1]] and names == ["a"]
+    assert [len(column) for column in truth[0]] == [0, 0] and truth[0][1].dtype == torch.long
+    assert truth[1][2][0].tolist() == [[0.5, 0, 1, 1]] and truth[1][2][1].tolist() == [0]
+    assert metrics.with_boxes({"val": torch.tensor([0, 1])}, largest)["val"].tolist() == [1]
+
+
 def test_the_pseudo_values_of_ap_are_of_sources_and_their_mean_is_that_of_all_images():
     boxes, names = torch.tensor([A, B]), torch.tensor([0, 1])
     nothing = torch.zeros(0, 4), torch.zeros(0, dtype=torch.long), torch.zeros(0)

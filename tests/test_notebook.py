@@ -58,7 +58,7 @@ def test_only_what_is_lacking_is_installed_in_the_versions_required(made, monkey
     execute(cell, space := {})
     assert calls == [] and "lacking: nothing" in capsys.readouterr().out
     pins = [line for line in (HERE / "requirements.txt").read_text().splitlines() if "==" in line]
-    ours = ("pytest", "pytest-xdist", "ruff", "scikit-learn")
+    ours = ("pytest", "pytest-xdist", "ruff")
     assert set(space["NEEDED"].values()) == {p for p in pins if p.split("==")[0] not in ours}
     without = ("lpips", "skimage")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in without else find(name))

@@ -91,9 +91,10 @@ def test_a_published_session_is_read_to_the_frame(published, tmp_path):
     clips = {int(i["id"][-5:]): i for i in items if i["source"] == "test:U0108-S0100"}
     # none of Null, and none before there are frames of three quarters of the window
     assert sorted(clips) == [*range(3, 10), *range(12, 30)]
-    expected = dict.fromkeys(("operation", "action", "earlier"), LABEL) | {"boundary": False, "fps": 0.8}
+    expected = dict.fromkeys(("operation", "action", "earlier"), LABEL) | {"boundary": False}
     expected |= {"previous": "Picking", "next": "Picking", "start": -3.0, "end": 5.0, "seconds": 15.0}
     assert {k: clips[15][k] for k in expected} == expected
+    assert clips[15]["times"].tolist() == pytest.approx([0, 1.333, 2.333, 3.667], abs=0.001)
     assert [clips[t]["boundary"] for t in (20, 21, 22)] == [True, True, False]
     answer = {"operation": LABEL, "start": -3, "end": 5, "next": "Picking"}
     assert clips[15]["turns"] == [[operations.ASK_OPERATION, json.dumps(answer)]]

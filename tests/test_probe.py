@@ -153,6 +153,18 @@ def test_position_alone_shuffled_labels_and_another_items_features_are_no_better
     assert record["band"] == "target" and record["n"] == len(TEST)
 
 
+def test_images_without_boxes_take_no_part_in_the_iou_of_the_largest_box():
+    few, code = images(), BOXES.clone()
+    few.largest = BOXES.clone()
+    few.largest[::3] = 0
+    code[::3] = torch.rand(len(code[::3]), 4, generator=generator())  # which would mislead the map
+    kernel = stats.gram(code, SPLIT["train"])
+    layers = {"x": probes.probe_boxes({"x": kernel}, few.largest, SPLIT, IDS)["x"]}
+    assert layers["x"]["bbox_iou"].isnan().tolist() == [i % 3 == 0 for i in range(N)]
+    record = probe.box_record(layers, {}, "x", few)
+    assert record["n"] == sum(i % 3 > 0 for i in TEST.tolist()) and record["score"] > 0.95
+
+
 def test_layers_and_places_are_chosen_on_val_alone():
     on_val = torch.tensor([split_of(i) == "val" for i in IDS])[:, None, None, None, None]
     cheat, honest = torch.where(on_val, noise(4, 4), ORACLE), ORACLE + 0.3 * noise(6, 4)

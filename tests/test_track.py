@@ -2,10 +2,11 @@
 
 import functools
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import generator, holds
+from helpers import generator, holds, planted_tracks
 
 import data
 import extract
@@ -13,39 +14,16 @@ import models
 import synthetic
 import tiny
 import track
-from common import ANSWERS, TRACKS, load_items, load_pt, load_yaml, plain, save_pt, split_of
-
-CONFIG = {"colours": list(synthetic.COLOURS), "shapes": list(synthetic.SHAPES), "frames": 32}
-CONFIG |= {"image_size": 48, "widths": [16, 32], "layers": [1, 1], "embedding": 512}
-
-
-def planted(path, items, scores_of=None, persistence_of=None, **changed):
-    """A tracks.pt of the truth, or of functions of (item, name, truth: frames, or track)."""
-    ids, scores, persistence = [], [], []
-    for item in items:
-        tracks = {t["object"]: t for t in item["tracks"]}
-        for name in [*item["names"], item["absent"], *filter(None, [item.get("removed")])]:
-            true = tracks.get(name)
-            visible = track.frames_of_track(true).float() if true else torch.zeros(32)
-            likely = float(bool(true and true["persistent"]))
-            ids.append(f"{item['id']}/{name}")
-            scores.append(scores_of(item, name, visible) if scores_of else visible)
-            persistence.append(persistence_of(item, name, true) if persistence_of else likely)
-    content = {"embedding": torch.zeros(len(ids), 512), "scores": torch.stack(scores)}
-    content |= {"attention": torch.full((len(ids), 32), 1 / 32), "persistence": torch.tensor(persistence)}
-    meta = {"model": "planted", "weights": "random", "data": "synthetic", "data_path": "x", "threshold": 0.5}
-    schema, ids = changed.pop("schema", TRACKS), changed.pop("ids", ids)
-    save_pt(path, schema, ids, meta, **{k: x.half() for k, x in content.items()} | changed)
-    return path
+from common import ANSWERS, TRACKS, load_items, load_pt, load_yaml, plain, split_of
 
 
 @pytest.fixture
 def scored(trajectories, trajectories_folder, tmp_path):
-    """call(functions or changes of `planted`): what track.py finds about these tracks."""
+    """call(functions or changes of `planted_tracks`): what track.py finds about these tracks."""
     path, out = tmp_path / "tracks.pt", tmp_path / "tracks.yaml"
 
     def call(*functions, items=trajectories, **changed):
-        planted(path, items, *functions, **changed)
+        planted_tracks(path, items, *functions, **changed)
         result = track.main(f"--embeddings {path} --data {trajectories_folder} --out {out}".split())
         assert load_yaml(out, "track")["frame_f1"] == plain(result["frame_f1"])
         return result
@@ -117,78 +95,62 @@ def test_a_file_that_breaks_the_contract_is_refused(scored, trajectories, tmp_pa
     assert not (tmp_path / "tracks.yaml").exists()
 
 
-@pytest.fixture(scope="module")
-def tracker(tmp_path_factory):
-    """(a random tracker, its folder)."""
-    torch.manual_seed(0)
-    model, folder = models.Tracker(CONFIG).eval(), tmp_path_factory.mktemp("models") / "tracker"
-    model.half().save_pretrained(folder)
-    return model.float(), folder
-
-
-def test_objects_are_followed_independently_and_attention_sums_to_one(trajectories, tracker):
+def test_objects_are_followed_independently_and_attention_sums_to_one(trajectories):
+    tracker = models.load_tracker(models.find_model("tiny-tracker"), "cpu")
     frames = torch.stack([i["frames"] for i in trajectories[:3]])
-    both = models.follow(tracker[0], frames, [["red circle", "blue star"]] * 3, "cpu")
-    alone = models.follow(tracker[0], frames, [["blue star"]] * 3, "cpu")
+    both = models.follow(tracker, frames, [["red circle", "blue star"]] * 3, "cpu")
+    alone = models.follow(tracker, frames, [["blue star"]] * 3, "cpu")
     for key, x in alone.items():
-        assert both[key].shape[:2] == (3, 2) and torch.allclose(both[key][:, 1:], x, atol=1e-5)
+        assert both[key].shape[:2] == (3, 2) and torch.allclose(both[key][:, 1:], x, atol=1e-4)
     assert torch.allclose(both["attention"].sum(-1), torch.ones(3, 2))
     assert not torch.allclose(both["embedding"][:, 0], both["embedding"][:, 1])
 
 
-def test_a_random_tracker_writes_the_same_file_twice(trajectories_folder, tracker, tmp_path, monkeypatch):
+def test_the_committed_tracker_tracks_fresh_clips_and_writes_the_same_file_twice(tmp_path, monkeypatch):
     gain = dict.fromkeys(("persistence", "scores"), {"gain": 2, "gain_low": 1, "gain_high": 3})
     monkeypatch.setattr(track, "faithfulness", lambda *_: {"mean": gain, "neighbours": gain})
+    data.main(f"trajectories --n 40 --seed 77 --out {tmp_path}/data".split())
     a, b = tmp_path / "a/tracks.pt", tmp_path / "b/tracks.pt"
     for path in (a, b):
-        found = track.main(f"--model {tracker[1]} --data {trajectories_folder} --out {path}".split())
+        found = track.main(f"--model tiny-tracker --data {tmp_path}/data --out {path}".split())
     content = load_pt(a, TRACKS)
     assert a.read_bytes() == b.read_bytes() and content["scores"].dtype == torch.float16
-    assert content["meta"]["threshold"] == found["threshold"] and content["meta"]["threshold_from"] == "val"
-    holds(found, "persistence_accuracy_gain_low <= 0, frame_f1_gain_low <= 0, attention_mean_scores_low == 1")
+    assert content["meta"]["threshold"] == found["threshold"]
+    holds(found, "persistence_accuracy > 0.88, frame_f1 > 0.93, attention_mean_scores_low == 1")
 
 
-def test_clips_of_the_test_split_alone_are_tracked_with_the_removed_object(tracker, tmp_path):
+def test_clips_of_the_test_split_alone_are_tracked_with_the_removed_object(tmp_path):
     folder, out = tmp_path / "deleted", tmp_path / "tracks.pt"
     data.main(f"trajectories --n 12 --seed 21 --change deleted --only test --out {folder}".split())
-    assert "unscored" in track.main(f"--model {tracker[1]} --data {folder} --out {out}".split())
+    assert "unscored" in track.main(f"--model tiny-tracker --data {folder} --out {out}".split())
     removed = {f"{i['id']}/{i['removed']}" for i in load_items(folder)[0]}
     assert removed <= set(load_pt(out, TRACKS)["ids"])
 
 
-def test_other_kinds_of_model_or_data_are_refused(tracker, moving_folder, tmp_path, refused):
-    argv, model = (
-        ["--data", str(moving_folder), "--out", str(tmp_path / "x.pt")],
-        ["--model", str(tracker[1])],
-    )
+def test_other_kinds_of_model_or_data_are_refused(moving_folder, tmp_path, refused):
+    argv = ["--data", str(moving_folder), "--out", str(tmp_path / "x.pt")]
     refused(lambda: track.main([*argv, "--model", "tiny"]), "give tiny-tracker")
-    refused(lambda: track.main([*argv, *model]), "data.py trajectories wrote")
-    refused(lambda: extract.main(model), "is a tracker, which track.py runs")
+    refused(lambda: track.main([*argv, "--model", "tiny-tracker"]), "data.py trajectories wrote")
+    refused(lambda: extract.main(["--model", "tiny-tracker"]), "is a tracker, which track.py runs")
 
 
-class Planted(torch.nn.Module):
+def follow_brightness(at, model, frames, names, device):
     """Scores are the brightness of each frame, persistence that of frame 5; attention is on frame `at`."""
-
-    config, at = CONFIG, 5
-
-    def forward(self, frames, colours, shapes):
-        attention = torch.full((*colours.shape, 32), 0.001)
-        attention[:, :, self.at] = 1 - 0.031
-        bright = frames.float().mean((2, 3, 4))[:, None].expand(attention.shape) / 25
-        found = {"scores": bright, "embedding": torch.zeros(*colours.shape, 512)}
-        return found | {"attention": attention, "persistence": bright[:, :, 5]}
+    bright = frames.float().mean((2, 3, 4))[:, None] / 25
+    attention = torch.full_like(bright, 0.001)
+    attention[:, :, at] = 1 - 0.031
+    return {"scores": bright, "attention": attention, "persistence": bright[:, :, 5]}
 
 
-def test_attention_is_faithful_only_where_the_output_depends_on_its_frames():
+@pytest.mark.parametrize("at, persistence", [(5, "gain_low > 0"), (20, "gain_high < 0")])
+def test_attention_is_faithful_only_where_the_output_depends_on_its_frames(monkeypatch, at, persistence):
     frames = torch.randint(0, 40, (40, 32, 1, 1, 1), generator=generator()).expand(-1, -1, 48, 48, 3).byte()
     items = [{"source": f"s{k}", "names": ["red circle"], "frames": x} for k, x in enumerate(frames)]
-    honest, model = track.faithfulness(Planted(), items, "cpu", 0), Planted()
-    model.at = 20
-    other = track.faithfulness(model, items, "cpu", 0)
+    monkeypatch.setattr(track, "follow", functools.partial(follow_brightness, at))
+    found = track.faithfulness(SimpleNamespace(config={"image_size": 48}), items, "cpu", 0)
     for how in ("mean", "neighbours"):
-        holds(honest[how]["persistence"], "gain_low > 0")
-        holds(honest[how]["scores"], "gain == 0")
-        holds(other[how]["persistence"], "gain_high < 0")
+        holds(found[how]["persistence"], persistence)
+        holds(found[how]["scores"], "gain == 0")
 
 
 def test_the_training_truth_is_that_of_the_clips(trajectories):
@@ -212,14 +174,3 @@ def test_directions_turn_with_a_mirrored_or_reversed_clip():
     for *flips, word, expected in [*cases, (1, 0, 0, "up right", "down left"), (1, 1, 1, "still", "still")]:
         index = tiny.mirrored_directions(*map(bool, flips))[tiny.COMPASS.index(word)]
         assert tiny.COMPASS[index] == expected, (flips, word)
-
-
-def test_the_committed_tracker_tracks_fresh_clips():
-    items = list(synthetic.trajectories(30, 48, 77))
-    ids, found = track.follow_all(models.load_tracker(models.find_model("tiny-tracker"), "cpu"), items, "cpu")
-    rows = [(ids.index(f"{i['id']}/{t['object']}"), t) for i in items for t in i["tracks"]]
-    correct = [bool(found["persistence"][k] > 0.5) == t["persistent"] for k, t in rows]
-    true = torch.stack([track.frames_of_track(t) for _, t in rows])
-    seen = found["scores"][[k for k, _ in rows]] > 0.5
-    assert sum(correct) / len(correct) > 0.88
-    assert 2 * (true & seen).sum() / (true.sum() + seen.sum()) > 0.93

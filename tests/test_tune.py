@@ -1,15 +1,15 @@
 """tune.py: training on answers alone, adapters as models, the memory plan, language models on embeddings."""
 
 import numpy as np
+import published
 import pytest
 import torch
-from helpers import generator, holds, random_language_model
-from registry import PUBLISHED
+from helpers import generator, holds, planted_tracks, random_language_model
 from test_families import ROWS, folder_of
-from test_track import planted as planted_tracks
 from torchvision.io import encode_png
 from transformers.quantizers.quantizers_utils import should_convert_module
 
+import augment
 import claims
 import data
 import models
@@ -23,7 +23,9 @@ from models import MODELS, find_model, load_vlm, processor_of, qwen_inputs
 BOXES = {"small_vlm": "[8, 16, 24, 32]", "small_internvl": "[167, 333, 500, 667]"}
 BOXES["llava_next"] = "[0.167, 0.333, 0.500, 0.667]"
 LORA = {"method": "lora", "vision": "frozen", "rank": 2, "checkpoint": False}
-ONE_OF_EACH = {MODELS[name]["type"]: name for name in PUBLISHED if MODELS[name]["type"] in tune.TUNABLE}
+ONE_OF_EACH = {
+    MODELS[name]["type"]: name for name in published.ENTRIES if MODELS[name]["type"] in tune.TUNABLE
+}
 LLAMA2_7B = {"layers": 32, "d": 4096, "q": 4096, "kv": 4096, "inter": 11008, "vocab": 32000, "heads": 32}
 LLAMA2_7B |= {"linear": 32 * (4 * 4096**2 + 3 * 4096 * 11008), "rest": 2 * 32000 * 4096}
 LLAMA2_7B["tower"] = {"layers": 0, "d": 0, "inter": 0, "patch": 0, "merge": 1, "weights": 0}
@@ -89,6 +91,25 @@ def test_every_family_is_encoded_as_at_inference_and_only_answers_carry_loss(req
         for example in encoder.examples(made, 0):  # the lengths are known before anything is encoded
             labels = encoder(made, example.first, example.last)[0]["labels"]
             assert (example.tokens, example.scored) == (len(labels), sum(x != -100 for x in labels))
+
+
+def test_an_answer_that_is_not_trained_stands_in_the_prompt_and_carries_no_loss(small_vlm, tmp_path):
+    encoder, made = encoder_of(small_vlm), item(0, chat=True, trained=[False, True])
+    whole, row = (encoder(x, 0, 2)[0] for x in (item(0, chat=True), made))
+    assert row["input_ids"] == whole["input_ids"] and set(row["turn"]) == {0, 2}
+    scored = [x for x in row["labels"] if x != -100]
+    assert encoder.tokenizer.decode(scored).strip() == "a red star<|im_end|>"
+    assert [example.scored for example in encoder.examples(made, 0)] == [len(scored)]
+    assert not encoder.examples(item(0, chat=True, trained=[True, False]) | {"trained": [False, False]}, 0)
+    dataset = tune.ExampleSet(written(tmp_path, made), encoder)
+    assert dataset.answers(0) == [["And now?", "a red star"]]
+
+
+def test_points_and_boxes_come_back_within_a_pixel_from_the_units_of_a_family():
+    text = '{"bbox_2d": [13, 7, 401, 299]} {"point_2d": [13, 7]}'
+    for units in ((1, 1), (1000, 1000), (448, 336)):
+        back = tune.rescaled(tune.rescaled(text, (640, 480), units), units, (640, 480))
+        assert np.abs(np.array(augment.numbers_in(back)[0]) - (13, 7, 401, 299)).max() <= 1
 
 
 def test_turns_without_chat_are_separate_examples_and_media_stand_at_their_placeholders(small_vlm):
@@ -231,7 +252,7 @@ def test_a_training_of_nothing_gains_nothing_and_has_the_size_of_its_clips(small
 def of_full_size(name, folder):
     """(shape_of a folder with nothing but the published configuration, that model on the meta device)."""
     with torch.device("meta"):
-        model = PUBLISHED[name]()
+        model = published.network(published.config_of(name))
     model.config.save_pretrained(folder / name)
     entry = find_model(str(folder / name))
     return tune.shape_of(entry, tune.published_config(entry)), model

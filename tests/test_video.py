@@ -11,7 +11,6 @@ from diffusers.models.autoencoders.autoencoder_kl_ltx import DiagonalGaussianDis
 from helpers import changed, holds, video_world
 from PIL import Image
 
-import data
 import media
 import models
 import motion
@@ -94,8 +93,6 @@ def test_measures_of_frozen_shuffled_reversed_and_lost_clips(world):
     assert all((frozen[k] == 0).all() for k in ("motion_energy", "flicker", "direction_accuracy"))
     assert (mixed["temporal_consistency"] < own["temporal_consistency"]).all()
     assert (mixed["flicker"] > 2 * own["flicker"]).all()
-    still, steady, wild = (video.warp_error(x) for x in versions)
-    assert still.max() < 1e-6 and (wild > steady).all()
     x = real.clone()
     x[1], x[2], x[3, 1:] = real[1].flip(0), real[2, :1], 0  # backwards, frozen, gone
     assert video.measured(x, real[:, 0], look, objects)["direction_accuracy"].tolist() == [1, 0, 0, 0, 1, 1]
@@ -177,6 +174,7 @@ def test_coherence_reports_every_conditioning_beside_the_clips_and_the_controls(
     assert set(criteria["temporal_closeness"]["baselines"]) == {"frozen", "shuffled", "other_clip"}
     first, adapter = found["strength"]["first"], found["strength"]["adapter"]
     assert adapter["0"] == first["1"] and adapter["0.5"] not in (adapter["0"], adapter["1"])
+    assert video.caption(held_out(world)[0][0]) == "the square moves right"
     rows = [n for n in table if n in ("real", "frozen", *names)]
     assert generated(world, "c", 1, rows) == ("adapter", "right")
 
@@ -222,15 +220,11 @@ def test_clips_that_hold_the_last_frame_gain_nothing_over_copy_and_are_static(dr
     assert found["l1"] == found["l1_copy"] == found["l1_flow"] > 0 and list(found["horizons"]) == [1]
 
 
-@pytest.mark.parametrize("shift", [-1, 0, 2])
-def test_clips_that_run_ahead_or_lag_have_their_shift(world, drawn, shift):
-    clips = held_out(world)[1]
-    at = torch.arange(2) + 3 + shift
-    found = drawn(lambda given, number: clips[:, (at + 2 * number).clamp(max=6)], continuations="past")
-    assert found["best_shift"] == shift and found["continuations"]["real"]["best_shift"] == 0
-    if shift == 0:
-        assert found["l1"] == 0 and found["direction_accuracy"] == 1
-        assert found["temporal_ratio"] == pytest.approx(1) and found["gain_over_copy_low"] > 0
+def test_clips_that_are_the_future_are_without_error_and_gain_over_copy(world, drawn):
+    clips, at = held_out(world)[1], torch.arange(3, 5)
+    found = drawn(lambda given, number: clips[:, at + 2 * number], continuations="past")
+    assert found["l1"] == 0 and found["direction_accuracy"] == 1
+    assert found["temporal_ratio"] == pytest.approx(1) and found["gain_over_copy_low"] > 0
 
 
 @pytest.mark.parametrize("j, starts", [(5, (3, 7, 11, 15)), (1, (7, 11, 15)), (0, (0, 12, 16))])
@@ -269,11 +263,9 @@ def test_no_frame_of_the_future_and_no_other_clip_reaches_a_continuation(world, 
     write_items(tmp_path / "data", items, {"data": "synthetic", "name": "squares"})
     line = changed(continued, continuations="past,text")
     video.main(changed(line, out=tmp_path / "x.yaml", data=tmp_path / "data"))
-    video.main(changed(line, out=tmp_path / "y.yaml", batch=1, clips=2))
     for name in ("vae", "past-0", "text-0"):
         every = part(world / "k/video-continue-parts", name)
         assert torch.equal(part(tmp_path / "x-parts", name), every) == (name != "vae")
-        assert (part(tmp_path / "y-parts", name).int() - every[:2].int()).abs().float().mean() < 0.1
 
 
 def test_the_reconstruction_has_the_frames_before_that_the_autoencoder_needs(world, small):
@@ -299,40 +291,34 @@ def test_a_candidate_that_agrees_and_continues_ranks_first():
     seen = torch.full((1, 3, 4, 4, 3), 100, dtype=torch.uint8)
     seen[:, 1:] += torch.tensor([2, 4]).view(1, 2, 1, 1, 1).byte()
     steady = seen[:, -1:] + (2 * torch.arange(1, 3)).view(1, 2, 1, 1, 1).byte()  # a step of 2, as before
-    more = {k: torch.tensor([[0.1], [0.9], [0.8]]).double() for k in ("consistency", "cycle")}
+    more = {"consistency": torch.tensor([[0.1], [0.9], [0.8]]).double()}
     found = video.ranking_scores(torch.stack([steady + 50, steady, steady + 1]), seen, steady, more)
     assert [s.argmax(0).item() for s in found.values()] == [1 if n != "agreement" else 2 for n in found]
     assert all(s[0, 0] < s[1:, 0].min() for s in found.values())
 
 
-@pytest.mark.parametrize("past, horizon, back", [(3, 2, 1), (1, 4, 3)])
-def test_the_cycle_picks_the_true_candidate(world, drawn, tmp_path, monkeypatch, past, horizon, back):
+@pytest.mark.parametrize("past, horizon", [(3, 2), (1, 4)])
+def test_a_picker_that_knows_the_truth_picks_it(world, drawn, monkeypatch, past, horizon):
     first = (7 - past - 4) // 2  # of the middle past + 4 of 7 frames, a generated clip covers 5
     clips, ends = held_out(world)[1][:, first : first + 5], []
     true, still = clips[:, past:], clips[:, past - 1 : past].expand(-1, horizon, -1, -1, -1)
     futures = [255 - still, 255 - true, true, true.flip(0)]
 
     def new(given, number):
-        if number == 0:
-            ends.append(given)
-            return futures[len(ends) - 1]
-        # frames of the candidate alone, the last first
-        i = next(i for i, x in enumerate(futures) if torch.equal(given, x[:, -back:].flip(1)))
-        return clips.flip(1)[:, back:] if i == 2 else given[:, -1:].expand(-1, 5 - back, -1, -1, -1)
+        ends.append(given)
+        return futures[len(ends) - 1]
 
     monkeypatch.setattr(video, "reconstructed", lambda vae, clips, most, *_: clips[:, -most:])
+    monkeypatch.setattr(video, "extrapolate_flow", lambda seen, ahead: true)
     found = drawn(new, job="futures", candidates=4, past=past)
-    assert found["truth_preferred_by"]["cycle"]["share"] == 3.5 / 4  # one candidate is the truth
-    assert (found["shown"], found["horizon"], found["shown_backwards"]) == (past, horizon, back)
+    assert found["truth_preferred_by"]["flow"]["share"] == 3.5 / 4  # one candidate is the truth
+    assert (found["shown"], found["horizon"]) == (past, horizon)
     assert all(torch.equal(x, clips[:, :past]) for x in ends)
-    holds(found["pickers"], "cycle.l1 == 0, cycle.l1_oracle_share == 1")
+    holds(found["pickers"], "flow.l1 == 0, flow.l1_oracle_share == 1")
     holds(found["pickers"], "one.l1_oracle_share == 0, worst.l1 > 0.1")
     oracle = [c["oracle"]["l1"] for c in found["curve"].values()]
     assert oracle == sorted(oracle, reverse=True) and list(found["curve"]) == [1, 2, 4]
-    saved = load_pt(tmp_path / "x.pt", RESULT)
-    cycle, l1 = saved["ranking_scores"]["cycle"], saved["errors"]["l1"]
-    assert (cycle[2] == 0).all() and (cycle[[0, 1, 3]] < 0).all() and (l1[2] == 0).all()
-    assert l1.gather(0, saved["pick"][None]).mean().item() == pytest.approx(found["l1"], rel=1e-5)
+    assert found["l1"] == found["pickers"]["mean_rank"]["l1"]
 
 
 def test_equal_candidates_leave_no_choice(world, drawn, monkeypatch):
@@ -346,10 +332,7 @@ def test_equal_candidates_leave_no_choice(world, drawn, monkeypatch):
 def test_the_first_candidate_is_that_of_continue(world, continued, calls, tmp_path, monkeypatch):
     line = changed(continued, "futures", out=tmp_path / "f.yaml", candidates=6, clips=3)
     found = video.main(line)
-    assert len(calls) == 13  # 6, and 7 reversed, with one noise and the empty prompt
-    for args, more in calls[6:]:
-        assert args[6] == "0 1" and args[5][0].shape[1] == 1 and "guidance" not in more
-    assert [more["guidance"] for _, more in calls[:6]] == [1.0] * 5 + [2.0]
+    assert [more["guidance"] for _, more in calls] == [1.0] * 5 + [2.0]
     futures = [part(tmp_path / "f-parts", f"candidate-{i}") for i in range(6)]
     assert torch.equal(futures[0], part(world / "k/video-continue-parts", "past-0")[:3, :2])
     assert not any(torch.equal(futures[0], x) for x in futures[1:])
@@ -366,22 +349,12 @@ def test_an_animation_begins_with_its_images_which_stand_evenly_up_to_the_middle
         Image.fromarray(frames[k].numpy()).save(path)
     for numbers, images in (([0], paths[:1]), ([0, 4], paths[::2]), ([0, 2, 4], paths)):
         result = video.main(["animate", "--image", *images, "--video", out])
-        x, (count, _, rate) = media.frames_at(out, [0, 8])[0], media.header(out, None)
-        assert result["shown_at"] == numbers and (count, rate, *x.shape[1:3]) == (9, 2, 256, 256)
-        off = (media.frames_of({"frames": x}, 64).float() - frames[[0, 8]].float()).abs() / 255
+        clip = media.read_clip(out, 9)
+        assert result["shown_at"] == numbers and clip.times[8] == 4 and clip.frames.shape[1:3] == (256, 256)
+        off = (media.frames_of({"frames": clip.frames[[0, 8]]}, 64).float() - frames[[0, 8]].float()) / 255
+        off = off.abs()
         assert off[0].mean() < 0.04
         end[len(numbers)] = off[1].mean()
     assert end[1] > 1.3 * max(end[2], end[3]) and Image.open(tmp_path / "out.gif").n_frames == 9
     for images, words in ((paths[:1] * 6, "first 5"), ([f"{tmp_path}/out.gif"], "would overwrite")):
         refused(lambda files=images: video.main(["animate", "--image", *files, "--video", out]), words)
-
-
-@pytest.mark.slow
-def test_tiny_ltx_follows_its_caption(tmp_path):
-    data.main(f"moving --n 120 --frames 12 --seed 83 --out {tmp_path}/moving".split())
-    line = f"coherence --data {tmp_path}/moving --clips 16 --seeds 1 --conditionings first,first+text"
-    found = video.main(f"{line} --strengths= --out {tmp_path}/c/x.yaml".split())
-    accuracy = {name: row["direction_accuracy"] for name, row in found["conditionings"].items()}
-    assert found["conditioning"] == "first+text" and found["frames"] == 9 and accuracy["frozen"] == 0
-    assert accuracy["real"] > 0.9 and accuracy["first+text"] > max(0.6, accuracy["first"])
-    assert found["temporal_closeness"] > found["temporal_closeness_frozen"]
