@@ -218,6 +218,13 @@ def best_layer(w):
     return min(error, key=error.get)
 
 
+def train_all(w):
+    """Add `trained` and `inputs` of every variant; those that others start from come first."""
+    w.trained, w.inputs = {}, {}
+    for name in w.variants:
+        w.trained[name], w.inputs[name] = train_variant(w, name)
+
+
 def train_sizes(w, name):
     """{clips: (trained, inputs)} of a variant on parts of the training clips."""
     train, g = w.split["train"], torch.Generator().manual_seed(w.seed)
@@ -531,9 +538,7 @@ def main(argv=None):
         return save(w, {"stage": "predict", "points": w.point})
 
     # every variant is trained on the train split; one of them on parts of it, too
-    w.trained, w.inputs = {}, {}
-    for name in w.variants:
-        w.trained[name], w.inputs[name] = train_variant(w, name)
+    train_all(w)
     compared = [name for name in w.variants if name not in CONTROLS and name != "sanity"]
     scaled = next(name for name in ("causal", "multi", "single", *compared) if name in compared)
     smaller = {} if args.no_scaling else train_sizes(w, scaled)
