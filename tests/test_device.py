@@ -23,8 +23,8 @@ import common
 import data
 import extract
 import models
-import training
 import tune
+import words
 
 HOWS = ["pretended", pytest.param("gpu", marks=pytest.mark.gpu)]
 HOWS += [pytest.param(half, marks=pytest.mark.slow) for half in ("bfloat16", "float16")]
@@ -143,7 +143,7 @@ AHEAD = "--data AT/clips --features AT/features --size 32"
 STAGES = {
     "adapt latents": (adapter_world, f"{ADAPT} --point rotated"),
     "adapt scaling": (adapter_world, f"{ADAPT} --point rotated --adapters mlp --warm 1"),
-    "adapt prompt": (clips_and_tokens, f"--features AT/tokens --video AT/ltx --frames 5 --size 32 {ONCE}"),
+    "adapt prompt": (clips_and_tokens, f"--features AT/tokens --video AT/ltx {ONCE}"),
     "video continue": (clips_and_tokens, f"--past 3 --horizon 4 {LTX}"),
     "video coherence": (clips_and_tokens, f"--adapter AT/conditioning.pt --seeds 1 --strengths 0.5 {LTX}"),
     "tune words": (trajectories, f"--embeddings AT/tracks.pt --data AT/data --language AT/language {ONCE}"),
@@ -169,7 +169,7 @@ def test_every_stage_runs(stage, how, made, tmp_path, monkeypatch):
     monkeypatch.setattr(adapt, "REFERENCE_WIDTH", 200)  # smaller adapters, and fewer
     monkeypatch.setattr(adapt, "LADDER", (5, 10, 100))
     monkeypatch.setattr(tune, "LISTS", 2)
-    monkeypatch.setattr(tune, "answered", functools.partial(training.answered, most=4))
+    monkeypatch.setattr(tune, "answered", functools.partial(words.answered, most=4))
     script, *job = stage.split()
     write, line = STAGES[stage]
     folder, out = made(write), tmp_path / ("out.pt" if stage in ("track", "explain ask") else "out.yaml")
