@@ -50,21 +50,22 @@ def is_video(name):
     return Path(name).suffix.lower() in VIDEOS
 
 
-def check_pixels(width, height, most):
-    if width * height > most:
-        raise Unusable("large", f"is {width}x{height}, {width * height:,} pixels; at most {most:,} are read")
+def check_pixels(width, height):
+    if width * height > MAX_PIXELS:
+        size = f"is {width}x{height}, {width * height:,} pixels"
+        raise Unusable("large", f"{size}; at most {MAX_PIXELS:,} are read")
 
 
 @contextlib.contextmanager
-def opened_image(source, max_pixels=MAX_PIXELS):
+def opened_image(source):
     """The Pillow image of bytes or of a file. Raises Unusable, also for errors while it is used."""
     from PIL import Image, UnidentifiedImageError
 
-    Image.MAX_IMAGE_PIXELS = None  # max_pixels is the limit
+    Image.MAX_IMAGE_PIXELS = None  # MAX_PIXELS is the limit
     try:
         content = source if isinstance(source, bytes) else Path(source).read_bytes()
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-            check_pixels(*image.size, max_pixels)
+            check_pixels(*image.size)
             yield image
     except Unusable:
         raise
@@ -118,15 +119,15 @@ def upright_pixels(picture):
     return np.array(image if turn is None else image.transpose(turn))
 
 
-def read_image(source, max_pixels=MAX_PIXELS):
+def read_image(source):
     """The (first) image of bytes or a path as uint8 [H,W,3], upright, RGB on white. Raises Unusable."""
-    with opened_image(source, max_pixels) as image:
+    with opened_image(source) as image:
         return torch.from_numpy(upright_pixels(image))
 
 
-def image_size(source, max_pixels=MAX_PIXELS):
+def image_size(source):
     """(width, height) of an upright image, bytes or a path, without decoding it. Raises Unusable."""
-    with opened_image(source, max_pixels) as image:
+    with opened_image(source) as image:
         # Pillow gives the upright size of a TIFF; for the EXIF of a PNG, it decodes it
         plain = image.format == "PNG" and not re.search(b"(?i)exif|xmp", image.fp.getvalue())
         sideways = not plain and image.format != "TIFF" and orientation(image) > 4
@@ -247,13 +248,13 @@ def check_complete(path):
         raise Unusable("broken", f"is cut off: it has {size:,} of {end:,} bytes")
 
 
-def animation_frames(path, max_pixels):
+def animation_frames(path):
     """Yield every frame of a GIF or WebP as `Shown`, valid until the next."""
-    with opened_image(path, max_pixels) as image:
+    with opened_image(path) as image:
         stamp = 0.0
         for number in range(getattr(image, "n_frames", 1)):
             image.seek(number)
-            check_pixels(*image.size, max_pixels)
+            check_pixels(*image.size)
             image.load()
             milliseconds = image.info.get("duration") or 0
             seconds = milliseconds / 1000 if milliseconds > 10 else 0.1  # as browsers show them
@@ -282,7 +283,7 @@ def decoded(file, stream):
     return file.decode(stream)
 
 
-def video_frames(path, max_pixels):
+def video_frames(path):
     """Yield every frame of a video as `Shown`; its time is counted if it has no stamps, as H.264 in AVI."""
     import av
 
@@ -295,7 +296,7 @@ def video_frames(path, max_pixels):
             for number, frame in enumerate(decoded(file, stream)):
                 if frame.is_corrupt:
                     raise Unusable("broken", f"is damaged at frame {number}")
-                check_pixels(frame.width, frame.height, max_pixels)
+                check_pixels(frame.width, frame.height)
                 stated = file.format.name != "avi" and frame.pts is not None
                 stamp = frame.pts * tick if stated else number / rate
                 yield Shown(stamp, (frame.duration or 0) * tick, tick, frame)
@@ -303,7 +304,7 @@ def video_frames(path, max_pixels):
         raise Unusable("broken", f"cannot be decoded ({getattr(e, 'strerror', None) or e})") from e
 
 
-def shown_frames(path, max_pixels):
+def shown_frames(path):
     """Iterate over every frame of a video, GIF or WebP file as `Shown`. Raises Unusable, also for damage."""
     path = Path(path)
     if not path.is_file():
@@ -313,13 +314,13 @@ def shown_frames(path, max_pixels):
     check_complete(path)
     with open(path, "rb") as file:
         animation = re.match(b"GIF8|RIFF....WEBP", file.read(12), re.DOTALL)
-    return animation_frames(path, max_pixels) if animation else video_frames(path, max_pixels)
+    return animation_frames(path) if animation else video_frames(path)
 
 
-def timeline(path, max_pixels=MAX_PIXELS):
+def timeline(path):
     """The `Timeline` of a video, GIF or WebP file, decoded to its end as headers may lie. Raises Unusable."""
     times = []
-    for shown in shown_frames(path, max_pixels):
+    for shown in shown_frames(path):
         if not times:
             oriented = orientation(shown.picture)
             size = (shown.picture.width, shown.picture.height)[:: -1 if oriented > 4 else 1]
@@ -335,10 +336,10 @@ def timeline(path, max_pixels=MAX_PIXELS):
     return Timeline(times, float(times[-1] + (last or gap)), tick, *size, DEGREES.get(oriented, 0))
 
 
-def frames_at(path, numbers, size=None, max_pixels=MAX_PIXELS):
+def frames_at(path, numbers, size=None):
     """The frames of a video by number, uint8 [k,H,W,3]. Raises Unusable."""
     found = {}
-    for number, shown in enumerate(shown_frames(path, max_pixels)):
+    for number, shown in enumerate(shown_frames(path)):
         if number in numbers:
             found[number] = frames_of({"frames": torch.from_numpy(upright_pixels(shown.picture))[None]}, size)
         if len(found) == len(set(numbers)):
@@ -360,7 +361,7 @@ def instants(line, frames, fps=None, evenly=False):
     return np.searchsorted(line.stamps, times + line.tick / 2, "right") - 1, times
 
 
-def read_clip(path, frames, fps=None, size=None, evenly=False, max_pixels=MAX_PIXELS):
+def read_clip(path, frames, fps=None, size=None, evenly=False):
     """A `Clip` of a video, GIF or WebP file, or of a folder of images (RATE a second). Raises Unusable.
 
     It holds the middle `frames` frames; with fps, of those shown at instants 1 / fps seconds apart in the
@@ -373,14 +374,14 @@ def read_clip(path, frames, fps=None, size=None, evenly=False, max_pixels=MAX_PI
         files = images_in(path)
         if not evenly:
             files = files[max(0, len(files) - frames) // 2 :][:frames]
-        return read_frames(files, Path, frames, size, max_pixels)
-    line = timeline(path, max_pixels)
+        return read_frames(files, Path, frames, size)
+    line = timeline(path)
     numbers, times = instants(line, frames, fps, evenly)
-    found = frames_at(path, numbers.tolist(), size, max_pixels)
+    found = frames_at(path, numbers.tolist(), size)
     return Clip(found, torch.from_numpy(times - times[0]), line.width, line.height, line.rotated)
 
 
-def read_frames(names, read, frames, size=None, max_pixels=MAX_PIXELS):
+def read_frames(names, read, frames, size=None):
     """A `Clip` of `frames` images spread evenly over a list; read(name): bytes or a path. Raises Unusable."""
     if len(names) < frames:
         raise Unusable("short" if names else "empty", f"has {len(names)} frames, fewer than {frames}")
@@ -388,7 +389,7 @@ def read_frames(names, read, frames, size=None, max_pixels=MAX_PIXELS):
     numbers = evenly_spread(len(names), frames)
     for number in numbers:
         try:
-            x = read_image(read(names[number]), max_pixels)
+            x = read_image(read(names[number]))
         except Unusable as e:
             raise Unusable(e.args[0], f"{Path(names[number]).name} {e.args[1]}") from e
         full = full or x.shape[1::-1]

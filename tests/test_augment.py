@@ -5,11 +5,11 @@ import json
 import numpy as np
 import pytest
 import torch
+from helpers_data import picture, put, run
 from PIL import Image
-from test_conversations import IMAGES, build, put, run, talk
+from test_conversations import IMAGES, build, sets, talk
 
 import augment
-import data
 from common import load_items, split_of
 from media import frames_of
 
@@ -25,11 +25,8 @@ PLACE, FREE = ["at the top"], ["it is bright", "upright", "two [sic], 1, 2"]
 def test_boxes_in_answers_are_in_pixels_of_the_upright_image(units):
     scale = {"relative": (400, 300), "thousandths": (0.4, 0.3)}.get(units, (1, 1))
     box = [round(v / scale[k % 2], 4) for k, v in enumerate((40, 60, 200, 150))]
-    for text in (
-        f'{{"bbox_2d": {box}, "label": "x"}}',
-        f"at {box}",
-        "<box>({},{}),({},{})</box>".format(*box),
-    ):
+    forms = f'{{"bbox_2d": {box}, "label": "x"}}', f"at {box}", "<box>({},{}),({},{})</box>".format(*box)
+    for text in forms:
         found = augment.in_pixels(text, units, (400, 300))
         if units is None and "bbox_2d" not in text:
             assert found == text  # may be a box or not
@@ -39,13 +36,6 @@ def test_boxes_in_answers_are_in_pixels_of_the_upright_image(units):
 
 def test_a_box_that_overflows_by_rounding_is_clipped():
     assert augment.in_pixels('"bbox_2d": [-0.4, 0, 40.6, 30]', None, (40, 30)) == '"bbox_2d": [0, 0, 40, 30]'
-
-
-def rectangle(path, xyxy, size=(64, 48)):
-    x = np.full((size[1], size[0], 3), 120, np.uint8)
-    x[xyxy[1] : xyxy[3], xyxy[0] : xyxy[2]] = (220, 0, 0)
-    path.parent.mkdir(exist_ok=True)
-    Image.fromarray(x).save(path)
 
 
 def where_red(item):
@@ -60,13 +50,13 @@ def test_boxes_in_answers_and_in_tables_move_with_the_image(tmp_path, name):
     rows = "filename,class,xmin,ymin,xmax,ymax\n"
     for k in range(30):
         x, y, w, h = (int(rng.integers(low, high)) for low, high in ((0, 40), (0, 30), (4, 24), (4, 18)))
-        rectangle(folder / f"{k}.png", xyxy := [x, y, x + w, y + h])
+        picture(folder / f"{k}.png", (64, 48), xyxy := [x, y, x + w, y + h])
         answer = json.dumps([{"bbox_2d": xyxy, "label": "red"}, {"point_2d": xyxy[:2]}])
         more = {"id": str(k), "image": f"{k}.png", "split": ("train", "test")[k % 2]}
         entries.append(talk("<image>\nWhere?", answer, **more))
         rows += f"{k}.png,cat,{x},{y},{x + w},{y + h}\n"
     root = put(folder, {"set.jsonl": entries, "labels.csv": rows}) / "set.jsonl"
-    index = run(root, tmp_path / "out", *FLAGS[name], units="pixels")
+    index = sets(root, tmp_path / "out", *FLAGS[name], units="pixels")
     items = {i["id"]: i for i in load_items(tmp_path / "out")[0]}
     copies, moved = [i for i in items.values() if i["id"].endswith("~")], 0
     assert (index["train"], index["test"], len(copies)) == (30, 15, 15)
@@ -80,7 +70,7 @@ def test_boxes_in_answers_and_in_tables_move_with_the_image(tmp_path, name):
         assert name != "jitter" or not torch.equal(frames_of(item), frames_of(before))
         moved += new != old
     assert moved == 0 if name == "jitter" else moved > 10
-    index = data.main(["csv", "--root", str(folder), "--out", str(tmp_path / "csv"), *FLAGS[name]])
+    index = run("csv", *FLAGS[name], root=folder, out=tmp_path / "csv")
     items = load_items(tmp_path / "csv")[0]
     assert len(items) == 30 + index["train"] // 2
     assert all(where_red(i) == i["boxes"][0].tolist() for i in items)
@@ -103,8 +93,7 @@ def test_a_clip_is_mirrored_and_cropped_as_one(tmp_path):
 
 
 def test_a_contact_sheet_is_drawn_of_clips_boxes_and_words(tmp_path):
-    entries = [
-        talk("<image>\nWhere? $x_", '{"bbox_2d": [1, 2, 30, 20]}', image=f"images/{k}.jpg") for k in range(3)
-    ]
+    box = '{"bbox_2d": [1, 2, 30, 20]}'
+    entries = [talk("<image>\nWhere? $x_", box, image=f"images/{k}.jpg") for k in range(3)]
     build(tmp_path, IMAGES | {"set.jsonl": entries}, "--preview")
     assert Image.open(tmp_path / "out/preview.png").size == (8 * 160, 5 * 250)

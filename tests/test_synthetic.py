@@ -14,6 +14,7 @@ from synthetic import DIRECTIONS, OPPOSITE, UNKNOWN, spans_words
 COLOURS = {name: torch.tensor(rgb).float() / max(rgb) for name, rgb in synthetic.COLOURS.items()}
 FRAMES, SPANS = np.arange(32), ("visible", "present", "hidden")
 BACKWARDS = {"enters": "leaves", "leaves": "enters", "appears": "vanishes", "vanishes": "appears"}
+WHY = {(1, 1): "stays", (0, 1): "enters", (1, 0): "leaves", (0, 0): "passes"}  # in the first, last frame
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +45,9 @@ def test_boxes_masks_colours_captions_and_answers_of_shapes_agree_with_their_nam
     assert {len(i["boxes"]) for i in items} == {1, 2, 3, 4}
     for item in items:
         frames, mask, answers = item["frames"], item["mask"], dict(item["turns"])
-        assert frames.shape == (1, 64, 64, 3) and frames.dtype == torch.uint8 and mask.shape == (64, 64)
-        assert mask.max() == len(item["boxes"]) and min(item["visible"]) > 0.5
+        assert (
+            frames.shape == (1, 64, 64, 3) and mask.max() == len(item["boxes"]) and min(item["visible"]) > 0.5
+        )
         assert item["text"] == "a " + " and a ".join(sorted(item["names"])) == item["turns"][0][1]
         for k, (name, label) in enumerate(zip(item["names"], item["labels"], strict=True), 1):
             x1, y1, x2, y2 = box = item["boxes"][k - 1].tolist()
@@ -56,20 +58,24 @@ def test_boxes_masks_colours_captions_and_answers_of_shapes_agree_with_their_nam
             assert answers[f"What shape is the {name.split()[0]} object?"] == label
 
 
-def test_the_subject_moves_in_its_direction_at_its_speed(moving):
+def test_the_subject_and_the_background_move_as_an_item_says(moving):
     checked = Counter()
     for item in moving:
         boxes, subject = item["boxes"][:, -1], item["mask"] == len(item["labels"])
+        (dx, dy), (a, b) = item["camera"], item["frames"][7:9].float()
+        free = (item["mask"][7] == 0) & (item["mask"][8].roll((-dy, -dx), (0, 1)) == 0)
+        # what is at (x, y) is at (x + dx, y + dy) a frame later
+        difference = (b.roll((-dy, -dx), (0, 1)) - a).abs().sum(-1)
+        assert difference[2:-2, 2:-2][free[2:-2, 2:-2]].median() == 0, item["id"]
         inside = ((boxes[:, :2] > 0) & (boxes[:, 2:] < 64)).all(1).nonzero()[:, 0]
-        if len(inside) < 6:
-            continue
-        at = [subject[t].nonzero().float().mean(0).flip(0) for t in (inside[0], inside[-1])]
-        step = torch.tensor(DIRECTIONS.get(item["direction"], (0, 0))).float()
-        expected = step / step.norm().clamp(min=1) * item["speed"]
-        assert ((at[1] - at[0]) / (inside[-1] - inside[0]) - expected).norm() < 0.1, item["id"]
-        assert (item["speed"] == 0) == (item["direction"] == "still") and item["action"] == item["direction"]
-        checked[item["direction"]] += 1
-    assert set(checked) == {*DIRECTIONS, "still"} and checked.total() > 120
+        if len(inside) >= 6:
+            at = [subject[t].nonzero().float().mean(0).flip(0) for t in (inside[0], inside[-1])]
+            step = torch.tensor(DIRECTIONS.get(item["direction"], (0, 0))).float()
+            expected = step / step.norm().clamp(min=1) * item["speed"]
+            assert ((at[1] - at[0]) / (inside[-1] - inside[0]) - expected).norm() < 0.1, item["id"]
+            assert (item["speed"] == 0) == (item["direction"] == "still")
+            checked.update([item["action"], "camera"] if any(item["camera"]) else [item["action"]])
+    assert {*checked} == {*DIRECTIONS, "still", "camera"} and checked.total() > 160
 
 
 def test_twins_share_a_source_and_their_answers_are_mirrored_or_reversed(moving):
@@ -86,17 +92,6 @@ def test_twins_share_a_source_and_their_answers_are_mirrored_or_reversed(moving)
     assert min(sum(i["kind"] == kind for i in moving) for kind in ("mirrored", "reversed")) >= 50
 
 
-def test_camera_motion_moves_the_background_by_its_pixels_per_frame(moving):
-    with_camera = [i for i in moving if any(i["camera"])]
-    assert len(with_camera) > 40
-    for item in with_camera:
-        (dx, dy), (a, b) = item["camera"], item["frames"][7:9].float()
-        free = ((item["mask"][7] == 0) & (item["mask"][8].roll((-dy, -dx), (0, 1)) == 0))[2:-2, 2:-2]
-        # what is at (x, y) is at (x + dx, y + dy) a frame later
-        difference = (b.roll((-dy, -dx), (0, 1)) - a).abs().sum(-1)[2:-2, 2:-2]
-        assert difference[free].median() == 0, item["id"]
-
-
 def test_directions_are_balanced_and_the_first_frame_says_little_about_them(moving):
     count = Counter(i["direction"] for i in moving)
     assert max(count[d] for d in DIRECTIONS) <= 3 * min(count[d] for d in DIRECTIONS), count
@@ -107,7 +102,8 @@ def test_directions_are_balanced_and_the_first_frame_says_little_about_them(movi
     assert (names[torch.cdist(x[140:], centroid).argmin(1).numpy()] == y[140:]).mean() < 0.4
 
 
-def test_masks_and_boxes_lie_where_the_equation_says_and_spans_say_when_an_object_is_there(trajectories):
+def test_masks_boxes_spans_and_the_truth_about_objects_follow_from_the_equations(trajectories):
+    lengths = []
     for c, k, track in [(i, k, t) for i in trajectories for k, t in enumerate(i["tracks"])]:
         seen, boxes, e = c["mask"] == k + 1, c["boxes"][:, k].numpy(), track["equation"]
         area, at, radius = seen.sum((1, 2)), drawn.position(e, FRAMES), e["radius"]
@@ -121,36 +117,20 @@ def test_masks_and_boxes_lie_where_the_equation_says_and_spans_say_when_an_objec
         there = seen.any((1, 2)).numpy()
         assert boxes.tolist() == [extents(x) for x in seen] and set(FRAMES[there]) <= exists
         assert (np.abs(boxes[there].reshape(-1, 2, 2) - at[there][:, None]) <= radius + 1).all()
-
-
-def test_persistence_cause_direction_and_speed_follow_from_the_equations(trajectories):
-    for track in [t for c in trajectories for t in c["tracks"]]:
-        present, e, direction = frames_of_spans(track["present"]), track["equation"], track["direction"]
         assert track["persistent"] == (len(present) == 32) == (track["why"] == "stays")
-        why = {(1, 1): "stays", (0, 1): "enters", (1, 0): "leaves", (0, 0): "passes"}
-        if e["exists"] != [0, 31]:
-            why = {(0, 1): "appears", (1, 0): "vanishes"}
+        why = WHY if e["exists"] == [0, 31] else {(0, 1): "appears", (1, 0): "vanishes"}
         assert track["why"] == why[0 in present, 31 in present]
-        at = drawn.position(e, sorted(present))
-        gone = at[-1] - at[0]
-        assert track["speed"] == pytest.approx(np.hypot(*np.diff(at, axis=0).T).mean())
+        path, direction = at[sorted(present)], track["direction"]
+        gone = path[-1] - path[0]
+        assert track["speed"] == pytest.approx(np.hypot(*np.diff(path, axis=0).T).mean())
         assert track["curvature"] * np.hypot(*e["velocity"]) == pytest.approx(e["turn"])
         assert (np.hypot(*gone) < 2) == (direction == "still")
         if direction != "still":
             cosines = {d: gone @ v / np.hypot(*gone) / np.hypot(*v) for d, v in DIRECTIONS.items()}
             assert cosines[direction] == max(cosines.values()) > np.cos(np.radians(22.6))
-
-
-def test_the_clips_of_the_three_splits_are_all_clips(trajectories):
-    clips = [c for part in ("train", "val", "test") for c in drawn.trajectories(24, 48, 21, only=part)]
-    assert sorted(c["id"] for c in clips) == [c["id"] for c in trajectories[:24]]
-
-
-def test_how_long_an_object_is_seen_does_not_decide_whether_it_is_persistent(trajectories):
-    tracks = [t for c in trajectories for t in c["tracks"]]
-    persistent = np.array([t["persistent"] for t in tracks])
-    seen = np.array([len(frames_of_spans(t["visible"])) for t in tracks])
-    accuracies = [((seen >= least) == persistent).mean() for least in range(34)]
+        lengths.append([len(visible), track["persistent"]])
+    lengths, persistent = np.array(lengths).T  # the first does not decide the second
+    accuracies = [((lengths >= least) == persistent).mean() for least in range(34)]
     assert max(*accuracies, 1 - min(accuracies)) < 0.85
 
 
@@ -180,31 +160,34 @@ def test_answers_are_true_and_topics_say_what_the_questions_are_about(trajectori
     assert kinds == {*synthetic.QUESTIONS, "absent", "whatif"} - {"backwards", "uncovered"}
 
 
-def test_reversed_clips_run_backwards_with_the_truth_about_that(trajectories):
-    for c, r in zip(trajectories[:24], drawn.trajectories(24, 48, 21, change="reversed"), strict=True):
+def changed(clips, **how):
+    """(clip, the same clip changed) of each of the first 24 that there are; their ids agree."""
+    new = {c["id"]: c for c in drawn.trajectories(24, 48, 21, **how)}
+    return [(c, new.pop(c["id"])) for c in clips[:24] if c["id"] in new]
+
+
+def test_changed_clips_are_the_same_but_for_the_change_with_the_truth_about_that(trajectories):
+    assert sum(len(changed(trajectories, only=part)) for part in ("train", "val", "test")) == 24
+    assert len(reversed_clips := changed(trajectories, change="reversed")) == 24
+    for c, r in reversed_clips:
         assert all(torch.equal(r[k], c[k].flip(0)) for k in ("frames", "mask", "boxes"))
-        assert all(r[k] == c[k] for k in ("id", "names", "source", "absent", "topics"))
+        assert all(r[k] == c[k] for k in ("names", "source", "absent", "topics"))
         for a, b in zip(c["tracks"], r["tracks"], strict=True):
             assert (b["persistent"], b["why"]) == (a["persistent"], BACKWARDS.get(a["why"], a["why"]))
-            for k in SPANS:
-                assert b[k] == [[31 - last, 31 - first] for first, last in a[k][::-1]]
+            assert all(b[k] == [[31 - t for t in span[::-1]] for span in a[k][::-1]] for k in SPANS)
             there, back = (drawn.position(x["equation"], FRAMES) for x in (a, b))
+            assert b["equation"]["exists"] == [31 - t for t in a["equation"]["exists"][::-1]]
             assert back[::-1] == pytest.approx(there, abs=1e-6) and b["direction"] == OPPOSITE[a["direction"]]
-
-
-def test_the_first_object_is_gone_from_deleted_clips_and_nothing_else_changes_but_what_it_hid(trajectories):
-    for c, d in zip(trajectories[:24], drawn.trajectories(24, 48, 21, change="deleted"), strict=True):
+    for c, d in changed(trajectories, change="deleted"):  # nothing else changes but what the first object hid
         n, gone = c["count"], c["mask"] == 1
-        assert d["id"] == c["id"] and [d["removed"], *d["names"]] == c["names"] and d["count"] == n - 1
+        assert [d["removed"], *d["names"]] == c["names"] and d["count"] == n - 1
         assert all(torch.equal((c["mask"] == k + 1)[~gone], (d["mask"] == k)[~gone]) for k in range(1, n))
         for a, b in zip(c["tracks"][1:], d["tracks"], strict=True):
             assert all(a[k] == b[k] for k in ("persistent", "why", "present", "direction", "equation"))
             assert frames_of_spans(b["visible"]) >= frames_of_spans(a["visible"])
-
-
-def test_in_swapped_clips_the_second_object_takes_the_path_of_the_first(trajectories):
-    several = [c for c in trajectories[:24] if c["count"] > 1]
-    for c, s in zip(several, drawn.trajectories(24, 48, 21, change="swapped"), strict=True):
-        assert s["id"] == c["id"] and s["names"] == [c["names"][1], c["names"][0], *c["names"][2:]]
+    swapped = changed(trajectories, change="swapped")  # the second object takes the path of the first
+    assert [c["id"] for c, _ in swapped] == [c["id"] for c in trajectories[:24] if c["count"] > 1]
+    for c, s in swapped:
+        assert s["names"] == [c["names"][1], c["names"][0], *c["names"][2:]]
         assert [t["equation"] for t in s["tracks"]] == [t["equation"] for t in c["tracks"]]
         assert all(colour_of(s["frames"][s["mask"] == k + 1]) == s["names"][k].split()[0] for k in (0, 1))

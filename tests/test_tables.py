@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_conversations import PATH, jpeg, llava, put, run, talk
+from helpers_data import put
+from test_conversations import PATH, jpeg, llava, sets, talk
 
 import tables
 
@@ -40,7 +41,7 @@ def test_a_hostile_archive_is_refused(tmp_path, printed, archive, name, header, 
         root.write_bytes(root.read_bytes()[:-4000])
     before = sorted(tmp_path.rglob("*"))
     for flags in ([], ["--skip-bad"]):
-        assert words in printed(lambda flags=flags: run(root, None, *flags, max_bytes=10**6))
+        assert words in printed(lambda flags=flags: sets(root, None, *flags, max_bytes=10**6))
         assert sorted(tmp_path.rglob("*")) == before and not Path("/tmp/evil.jpg").exists()
 
 
