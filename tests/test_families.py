@@ -53,7 +53,7 @@ def features(loaded, frames):
     """{point: [n,t,h,w,D] fp32} of uint8 frames [n,T,H,W,3], and the inputs of the model."""
     model, inputs_of, points, _ = loaded
     batch = inputs_of(frames)
-    given = {k: v for k, v in batch.items() if type(v) is not int}
+    given = families.on(batch, torch.device("cpu"), torch.float32)
     if "sample" in given:  # an autoencoder
         with streaming.latents_of(model) as run:
             seen = run(given)
