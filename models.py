@@ -9,6 +9,7 @@ import os
 import re
 import time
 import types
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -195,6 +196,7 @@ KIND_OF_TYPE = {
 }
 
 ADAPTER_CONFIG = "adapter_config.json"  # of peft
+HUB_NAME = r"[\w-][\w.-]*/[\w.-]+"  # owner/name
 CONFIGS = "config.json", "model_index.json"  # name the class in a folder: of a model, of a pipeline
 
 
@@ -224,41 +226,87 @@ def read_json(path, whole="checkpoint"):
         fail(f"{path} is not readable JSON; copy the {whole} again")
 
 
-def find_model(name):
-    """The entry of a name or a local Hugging Face folder: kind, path, size, clip, weights; for a peft folder, the base model with `adapter`."""
+def find_model(name, base=None):
+    """The entry of a name of the registry or the hub, or of a folder: kind, type, path, weights, sides in pixels.
+
+    Of a peft folder it is the entry of the base model, with `adapter`; base: use this base model instead of the
+    one that the folder names.
+    """
     if name not in MODELS and (Path(name) / ADAPTER_CONFIG).is_file():
-        return _adapted(name)
+        return _adapted(name, base)
+    if base:
+        fail(f"--base {base} goes with an adapter, and {name} has no {ADAPTER_CONFIG}; leave it out")
     if name not in MODELS and Path(name).is_dir():
         config = next((Path(name) / f for f in CONFIGS if Path(name, f).is_file()), None)
         if not config:
             fail(f"{name} has no config.json; give a folder written by save_pretrained")
-        found = read_json(config)
-        kind_of = found.get("model_type") or found.get("_class_name") or "none"
-        if found.get("architectures") == ["CogVLMForCausalLM"]:
-            kind_of = "cogvlm2"
-        kind = check_choice(kind_of, KIND_OF_TYPE, f"model type in {config}")
-        entry = {"kind": kind, "type": kind_of, "path": name}
-        vision = found.get("vision_config") or found
-        # Florence-2 and Grounding DINO state none and accept several
-        side = vision.get("crop_size") or vision.get("image_size") or 768
-        if not kind_of.startswith(("qwen", "dino", "Auto", "LTX")):  # positions for one size
-            size = clip = side if isinstance(side, int) else side[0]
-        elif kind in ("vae", "video"):
-            size = clip = 64
-        else:  # as the registry's, in whole tokens
-            token = vision.get("patch_size", 14) * vision.get("spatial_merge_size", 1)
-            size, clip = (side // token * token for side in (448, 224))
-        entry |= {} if kind == "language" else {"size": size, "clip": clip}
+        entry = described(read_json(config), name)
     else:
         if correction := MISNOMERS.get(name.lower()) or MISNOMERS.get(Path(name).name.lower()):
             fail(f"{name!r} {correction}")
+        entry = MODELS.get(registry_name(name))
+        if not entry and re.fullmatch(HUB_NAME, name):
+            entry = described(config_of({"path": name}), name)
+        if not entry and "/" in name:
+            fail(
+                f"there is no folder {name}; give a folder, a name of the hub, or one of `extract.py --list`"
+            )
         name = registry_name(name)
-        entry = dict(check_choice(name, MODELS, "model"))
+        entry = dict(entry or check_choice(name, MODELS, "model"))
         if entry["path"].startswith(TINY):
             entry["path"] = str(HERE / entry["path"])
             if not any(Path(entry["path"], f).is_file() for f in CONFIGS):
                 fail(f"{entry['path']} does not exist; run tiny.py, which trains it")
     return {"name": folder_name(name), **entry, **_noted(entry["path"])}
+
+
+def kind_of(model_type, config, where):
+    """The kind of a model type: the registry's, else by transformers' lists of classes; exit 2 for any other."""
+    if model_type in KIND_OF_TYPE:
+        return KIND_OF_TYPE[model_type]
+    from transformers.models.auto import modeling_auto
+
+    if model_type in modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+        return "vlm"
+    if model_type in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and "vision_config" not in config:
+        return "language"
+    if model_type in modeling_auto.MODEL_MAPPING_NAMES and {"vision_config", "image_size", "num_channels"} & {
+        *config
+    }:
+        return "encoder"
+    if "auto_map" in config:
+        near = difflib.get_close_matches(Path(where).name.lower(), MODELS, 1, 0.6)
+        use = near[0] if near else "a model of `python extract.py --list`"
+        fail(f"{where} needs code from the hub, which is not executed here; use {use}")
+    if model_type in modeling_auto.MODEL_MAPPING_NAMES:
+        fail(
+            f"{where} is of type {model_type}, which neither sees nor writes; give a VLM, an encoder or an LM"
+        )
+    if not model_type:
+        fail(f"{where}/config.json states no model_type; give a folder written by save_pretrained")
+    fail(f"{where} is of type {model_type!r}, which transformers {version('transformers')} does not have")
+
+
+def described(config, path):
+    """The entry of a checkpoint that the registry does not have, from its config.json (or model_index.json)."""
+    model_type = config.get("model_type") or config.get("_class_name") or ""
+    if config.get("architectures") == ["CogVLMForCausalLM"]:
+        model_type = "cogvlm2"
+    kind = kind_of(model_type, config, path)
+    entry = {"kind": kind, "type": model_type, "path": path}
+    if kind == "language":
+        return entry
+    vision = config.get("vision_config") or config
+    # Florence-2 and Grounding DINO state none and accept several
+    side = vision.get("crop_size") or vision.get("image_size") or 768
+    if not model_type.startswith(("qwen", "dino", "Auto", "LTX")):  # positions for one size
+        size = clip = side if isinstance(side, int) else side[0]
+    elif kind in ("vae", "video"):
+        size = clip = 64
+    else:  # as the registry's, in whole tokens
+        token = vision.get("patch_size", 14) * vision.get("spatial_merge_size", 1)
+        size, clip = (side // token * token for side in (448, 224))
+    return entry | {"size": size, "clip": clip}
 
 
 def _noted(folder):
@@ -270,12 +318,20 @@ def _noted(folder):
     return {k: noted[k] for k in ("weights", "size", "clip", "own_shape") if k in noted}
 
 
-def _adapted(name):
-    """The entry of a peft LoRA folder (tune.py train, LLaMA-Factory, Unsloth): that of its base model, with the adapter."""
-    found = read_json(f"{name}/{ADAPTER_CONFIG}", "folder")
-    base = found.get("base_model_name_or_path") or "none"
-    entry = find_model(next((n for n, e in MODELS.items() if e["path"] == base), base))
-    more = any(found.get(k) for k in ("use_dora", "modules_to_save", "alpha_pattern")) or "adapter" in entry
+def _adapted(name, base=None):
+    """The entry of a peft folder (tune.py train, LLaMA-Factory, Unsloth): that of its base model, with the adapter."""
+    file = f"{name}/{ADAPTER_CONFIG}"
+    found = read_json(file)
+    base = base or found.get("base_model_name_or_path")
+    if not base:
+        fail(f"the adapter {name} names no base model in {file}; give it with --base FOLDER")
+    known = next((n for n, entry in MODELS.items() if entry["path"] == base), registry_name(base))
+    if known not in MODELS and not Path(base).is_dir() and not re.fullmatch(HUB_NAME, base):
+        fail(f"the adapter {name} is for {base!r} ({file}), which is not here; give --base FOLDER")
+    entry = find_model(known)
+    if "adapter" in entry:
+        fail(f"the base {base} of {name} is an adapter too; merge that one, and give the folder as --base")
+    more = any(found.get(k) for k in ("use_dora", "modules_to_save", "alpha_pattern"))
     if more or found.get("peft_type") != "LORA" or found.get("bias", "none") != "none":
         fail(f"{name} is not a plain LoRA; merge it where it was trained and pass the merged folder")
     rank = found["r"] ** 0.5 if found.get("use_rslora") else found["r"]
@@ -294,8 +350,6 @@ def model_of(index):
 
 def _trouble(error, entry):
     """Why a checkpoint could not be loaded, and the remedy. transformers wraps the hub's exceptions in an OSError, so all causes are examined."""
-    from importlib.metadata import version
-
     from huggingface_hub import errors
 
     where, seen = entry["path"], []

@@ -172,8 +172,8 @@ def test_a_folder_that_is_no_whole_checkpoint_is_refused(small_dino, tmp_path, r
     refuse(folder)
     weights.write_bytes(weights.read_bytes()[:150])
     refuse(folder)
-    (folder / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
-    refuse("'gpt2'")
+    (folder / "config.json").write_text(json.dumps({"model_type": "gpt9"}))
+    refuse("'gpt9'")
     (folder / "config.json").unlink()
     refuse("no config.json")
 
