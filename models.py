@@ -195,6 +195,17 @@ KIND_OF_TYPE = {
     LTX: "video",
 }
 
+# model types of transformers that have no features of an image's places: why, and what to use
+REFUSED = {
+    "vit_mae": "masks most patches at random, so its features differ from run to run; use dinov2-b",
+    "siglip2": "is NaFlex, which pads its patches and masks them; use a SigLIP 2 of a fixed size, such as siglip2",
+    "siglip2_vision_model": "is NaFlex, which pads its patches and masks them; use siglip2",
+    "phi4_multimodal": "is no image-to-text class of transformers, and its adapters are for vision or speech; "
+    "use qwen2.5-vl-3b",
+}
+# sides of these are in whole tokens, as in the registry: image_size is none, or the largest
+ANY_SIDE = ("qwen", "dino", "glm4v", "glm46v", "mistral3", "pixtral")
+
 ADAPTER_CONFIG = "adapter_config.json"  # of peft
 HUB_NAME = r"[\w-][\w.-]*/[\w.-]+"  # owner/name
 CONFIGS = "config.json", "model_index.json"  # name the class in a folder: of a model, of a pipeline
@@ -264,6 +275,8 @@ def kind_of(model_type, config, where):
     """The kind of a model type: the registry's, else by transformers' lists of classes; exit 2 for any other."""
     if model_type in KIND_OF_TYPE:
         return KIND_OF_TYPE[model_type]
+    if model_type in REFUSED:
+        fail(f"{where} is of type {model_type}, which {REFUSED[model_type]}")
     from transformers.models.auto import modeling_auto
 
     if model_type in modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
@@ -299,12 +312,13 @@ def described(config, path):
     vision = config.get("vision_config") or config
     # Florence-2 and Grounding DINO state none and accept several
     side = vision.get("crop_size") or vision.get("image_size") or 768
-    if not model_type.startswith(("qwen", "dino", "Auto", "LTX")):  # positions for one size
-        size = clip = side if isinstance(side, int) else side[0]
-    elif kind in ("vae", "video"):
+    if kind in ("vae", "video"):
         size = clip = 64
-    else:  # as the registry's, in whole tokens
-        token = vision.get("patch_size", 14) * vision.get("spatial_merge_size", 1)
+    elif not any(name.startswith(ANY_SIDE) for name in (model_type, vision.get("model_type", ""))):
+        size = clip = side if isinstance(side, int) else side[0]  # positions for one size
+    else:
+        merge = vision.get("spatial_merge_size") or config.get("spatial_merge_size", 1)
+        token = vision.get("patch_size", 14) * merge
         size, clip = (side // token * token for side in (448, 224))
     return entry | {"size": size, "clip": clip}
 
