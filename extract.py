@@ -236,7 +236,7 @@ def prove_order(job, streamed):
     points = {name: job.points[name] for name in job.modules}
     batch = max(job.args.batch, 1)
     run = features_by(job.network, points, job.make_inputs, job.dtype, streamed, batch)
-    shares = patch_test(points, job.args.size, run)
+    shares = patch_test(job.model, points, job.args.size, run)
     for stack in unproved(shares):
         names = [name for name in points if name.partition(".")[0] == stack and name in job.with_grid]
         print(f"{stack}: {shares[stack]:.2f} of bright patches are seen at their own token: grid: false")

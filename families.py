@@ -327,7 +327,9 @@ def text_of(model, processor):
 
 def processed(model, processor, frames):
     """Inputs by the model's own processor; the frames of a clip are single images."""
-    images = list(frames.flatten(0, 1).permute(0, 3, 1, 2))
+    from PIL import Image  # the one format that every processor takes
+
+    images = [Image.fromarray(frame.numpy()) for frame in frames.flatten(0, 1)]
     if not hasattr(model, "generate"):
         given = dict(processor(images, return_tensors="pt", **as_it_is(processor)))
         if "input_ids" in inspect.signature(model.forward).parameters:  # a tower of text besides

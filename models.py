@@ -907,13 +907,15 @@ def native_layout(entry, dtype):
 
     def names(model):
         from transformers.conversion_mapping import get_model_conversion_mapping
-        from transformers.core_model_loading import Chunk, WeightRenaming, rename_source_key
+        from transformers.core_model_loading import Chunk, Transpose, WeightRenaming, rename_source_key
 
         rules, known_names = get_model_conversion_mapping(model), model.state_dict()
         renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
-        splits = [rule for rule in rules if rule not in renamings]  # DINOv2's gated MLP, once one matrix
+        splits = [rule for rule in rules if rule not in renamings]
+        # DINOv2's gated MLP, once one matrix; Qwen3-VL's experts, stored transposed
         assert all(
-            len(rule.source_patterns) == len(rule.operations) == 1 and isinstance(rule.operations[0], Chunk)
+            len(rule.source_patterns) == len(rule.operations) == 1
+            and isinstance(rule.operations[0], Chunk | Transpose)
             for rule in splits
         ), rules
 
@@ -930,8 +932,13 @@ def native_layout(entry, dtype):
             return [new.replace(split.target_patterns[0], target) for target in split.target_patterns]
 
         def parts(name, tensor):
-            _, split = rename(name)
-            return tensor.chunk(len(split.target_patterns), split.operations[0].dim) if split else [tensor]
+            new, split = rename(name)
+            if not split:
+                return [tensor]
+            operation, patterns = split.operations[0], (split.source_patterns, split.target_patterns)
+            if isinstance(operation, Chunk):
+                return tensor.chunk(len(split.target_patterns), operation.dim)
+            return [*operation.convert({name: tensor}, *patterns, model=model, full_layer_name=new).values()]
 
         return new_names, parts
 
