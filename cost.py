@@ -18,7 +18,6 @@ import torch
 from common import check_choice, fail, print_summary
 from families import (
     BLOCKS,
-    LLAVA,
     QWEN,
     TILED,
     family_of,
@@ -115,12 +114,11 @@ def tower_of(vision, layers):
 def text_of(model, batch, layers):
     """(layers, merge or (1, K) queries, width) of a language model, from the inputs of an image."""
     config = model.config
-    if config.model_type == "kosmos-2":
-        merge = 1, config.latent_query_num
-    else:
-        stages = len(getattr(vision_of(config), "depths", [1]))
-        side = math.isqrt(int(image_rows(model, batch)[0].sum()))
-        merge = max(round(batch["grid"][0] / side / 2 ** (stages - 1)), 1)
+    rows = int(image_rows(model, batch)[0].sum())
+    stages, side = len(getattr(vision_of(config), "depths", [1])), math.isqrt(rows)
+    merge = max(batch["grid"][0] // side // 2 ** (stages - 1), 1)
+    if config.model_type == "kosmos-2" or batch["grid"][0] % side:
+        merge = 1, rows
     return layers, merge, getattr(config, "text_config", config).hidden_size
 
 
@@ -208,7 +206,7 @@ def shapes(entry, points, size, frames=1, opened=None):
         found[name] = steps, 1, facts.queries, point.width
         if point.pixels:
             side = size // point.pixels
-            if facts.type in LLAVA:  # cut into tiles of the tower's side
+            if facts.type in TILED:  # cut into tiles of the tower's side
                 side = size // facts.size * (facts.size // point.pixels)
             found[name], least = (steps, side, side, point.width), min(least, side)
     if least < size:
