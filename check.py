@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from common import choose_device, fail, memory_left, memory_size, peak_memory
-from families import NO_GRID, PROVED, TOWERS, family_of, named, on, whole_tokens, without_grid
+from families import NO_GRID, PROVED, TOWERS, family_of, named, on, taken, whole_tokens, without_grid
 from models import ALONE, FRAMES_AS, answers_to, find_model, skeleton
 from streaming import Network, capturing, half_linears, stream, wait_for
 
@@ -114,7 +114,10 @@ def features_by(network, points, make_inputs, dtype, streamed, batch):
                 parts[k][point] = points[point][1](seen.pop(point), batches[k])
 
         given = [on(one, network.device, dtype) for one in batches]
-        with capturing(network.model, {name: points[name][0] for name in names}) as run:
+        with (
+            taken(network.model, frames.shape[2]),
+            capturing(network.model, {name: points[name][0] for name in names}) as run,
+        ):
             if streamed:
                 stream(network, run, given, float("inf"), drain)
             else:
@@ -147,14 +150,17 @@ class Report(dict):
         print(f"{self[name]}  {name}: {text}", flush=True)
 
 
-def states(out, stack):
-    """{point: hidden state} of a library's output; the last may be after the final norm."""
+def states(out, stack, points):
+    """{point: hidden state} of a library's output; {} where it returns one of a stage, not of a layer."""
     found = out.get("encoder_hidden_states") or out.get("hidden_states") or ()
+    if len(found) != 1 + sum(name.startswith(f"{stack}.") for name in points):
+        return {}
+    # the last may be after the final norm
     return {f"{stack}.{i}": x for i, x in enumerate(found[1:-1])}
 
 
 @torch.inference_mode()
-def library_states(model, given):
+def library_states(model, given, points):
     """{point: hidden state} of the layers whose output the library returns itself."""
     if model.config.model_type == "cogvlm2":
         return {}
@@ -169,13 +175,15 @@ def library_states(model, given):
     args, more = calls[0]
     seen = {}
     if isinstance(tower, PreTrainedModel):
-        seen = states(tower(*args, **more | {"output_hidden_states": True, "return_dict": True}), "vision")
-    return seen | states(found, "language" if hasattr(model, "generate") else "encoder")
+        seen = states(
+            tower(*args, **more | {"output_hidden_states": True, "return_dict": True}), "vision", points
+        )
+    return seen | states(found, "language" if hasattr(model, "generate") else "encoder", points)
 
 
 def compare(report, found):
     """Features against the library's hidden states, wherever it returns them."""
-    expected = library_states(found.model, found.given)
+    expected = library_states(found.model, found.given, found.points)
     found_apart = []
     for point, x in expected.items():
         if point in found.features:

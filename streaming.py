@@ -38,7 +38,7 @@ def capturing(model, modules):
         def capture_output(module, args, output):
             if point not in here.remaining:  # the first output of a module that runs twice
                 return
-            here.seen[point] = (output[0] if isinstance(output, tuple) else output).clone()
+            here.seen[point] = (output if torch.is_tensor(output) else output[0]).clone()
             here.remaining.discard(point)
             if not here.remaining:
                 raise AllCaptured
