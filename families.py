@@ -1,11 +1,17 @@
-"""Model families: module paths of the layers, order of the tokens, preprocessing of images."""
+"""Model families: module paths of the layers, order of the tokens, preprocessing of images.
 
+`general` finds the points of any vision-language model or image encoder of transformers by common attributes
+and takes tokens in row order. The tables say what is different in which model type.
+"""
+
+import contextlib
 import inspect
 import json
 import math
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from common import fail
 from models import OWN_LAYOUT, attempt, chat, qwen_inputs
@@ -17,16 +23,38 @@ CAPTION = "What does the image describe?"
 # Grounding DINO's text: its encoder mixes text and image, so the text influences the features
 OBJECT = "an object."
 
+QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe")
+LLAVA = ("llava", "llava_next", "llava_onevision", "llava_next_video")
+TILED = ("llava_next", "llava_onevision", "llava_next_video")
+# patches in merge-block order: their processors cut an image as Qwen2-VL's does
+BLOCKS = (*QWEN, "glm4v", "glm4v_moe", "glm46v")
+# any side in whole tokens: positions are rotary or interpolated; other towers have positions for one size
+ANY_SIZE = (
+    *BLOCKS,
+    "pixtral",
+    "mistral3",
+    "dinov2",
+    "dinov2_with_registers",
+    "dinov3_vit",
+    "florence2",
+    "detr",
+)
+# model types whose order of tokens tests/test_families.py proves; that of others is proved by check.py
+PROVED = (*BLOCKS, *LLAVA, "internvl", "cogvlm2", "kosmos-2", "florence2", "grounding-dino", "vjepa2")
+PROVED += ("ltx_vae", "dinov2", "dinov2_with_registers", "dinov3_vit", "siglip", "owlvit", "owlv2")
 
-# ---------------------------------------------------------------- families: points, and raster order restored
+
+# ---------------------------------------------------------------- what a family is
 
 # A family is a function (model, processor) -> (inputs, points, multiple, first_frame):
-#   inputs(frames uint8 [n,T,S,S,3])   arguments of the model's forward
+#   inputs(frames uint8 [n,T,S,S,3])   arguments of the model's forward, with notes (plain numbers and tuples)
 #   points {name: (module path, restore)}, in the order of execution;
 #          restore(output, inputs) -> [n, t, h, w, D] in raster order;
 #          (module path, restore, NO_GRID) where tokens have no place in the image: [n, t, 1, K, D]
 #   multiple                           a token's width in pixels; a side must be a multiple of it
 #   first_frame(step)                  the first frame that a time step covers
+# Notes: steps, time steps of an item; images, all of them in the batch; grid, an image's (rows, columns) of
+# patches; frames, sequences of an item, where the frames of a clip are single images.
 
 NO_GRID = "no grid"
 
@@ -41,11 +69,59 @@ def stack(name, path, layers, *restore):
     return {f"{name}.{i}": (f"{path}.{i}", *restore) for i in range(layers)}
 
 
+def type_of(model):
+    return getattr(model.config, "model_type", "ltx_vae")
+
+
+def vision_of(config):
+    """The part of a configuration that describes the vision tower."""
+    return getattr(config, "vision_config", None) or getattr(config, "backbone_config", None) or config
+
+
+def one_number(value):
+    """n of n, of [n, n] or of a tower's stages (n, ...); None of None."""
+    return value[0] if isinstance(value, list | tuple) else value
+
+
+# ---------------------------------------------------------------- raster order
+
+
+def fit(tokens, grid):
+    """(first, h, w): after `first` class and register tokens, h x w tokens in the proportions of `grid`;
+    (0, 1, tokens) where none fit."""
+    rows, columns = grid
+    if tokens >= rows * columns:
+        return tokens - rows * columns, rows, columns
+    common = math.gcd(rows, columns)
+    rows, columns = rows // common, columns // common
+    for first in range(9):
+        k = math.isqrt((tokens - first) // (rows * columns)) if tokens > first else 0
+        if k and rows * columns * k * k == tokens - first:
+            return first, rows * k, columns * k
+    return 0, 1, tokens
+
+
+def raster(x, batch):
+    """Tokens of images in row order, or feature maps -> [n, t, h, w, D]."""
+    if x.ndim == 4:
+        channels_last = x.shape[1] == x.shape[2] != x.shape[3]
+        x = x if channels_last else x.permute(0, 2, 3, 1)
+        return x.unflatten(0, (-1, batch["steps"]))
+    x = x.reshape(batch["images"], -1, x.shape[-1])
+    first, h, w = fit(x.shape[1], batch["grid"])
+    return x[:, first:].reshape(-1, batch["steps"], h, w, x.shape[-1])
+
+
+def flat(x, batch):
+    """Tokens without a place in the image -> [n, t, 1, K, D]."""
+    return x.reshape(batch["images"], -1, x.shape[-1]).unflatten(0, (-1, batch["steps"]))[:, :, None]
+
+
 def unmerge(x, grid, merge):
-    """Merge-block order -> raster: [n*t*h*w, D] -> [n, t, h, w, D] for `grid` = (t, h, w) in patches."""
-    t, h, w = grid
-    x = x.reshape(-1, t, h // merge, w // merge, merge, merge, x.shape[-1])
-    return x.permute(0, 1, 2, 4, 3, 5, 6).reshape(-1, t, h, w, x.shape[-1])
+    """Merge-block order -> raster: [images*h*w, D] -> [images, h*w, D] for `grid` = (h, w) in patches."""
+    h, w = grid
+    x = x.reshape(-1, h // merge, w // merge, merge, merge, x.shape[-1])
+    return x.permute(0, 1, 3, 2, 4, 5).flatten(1, 4)
 
 
 def window_index(visual, grid_thw):
@@ -56,68 +132,183 @@ def window_index(visual, grid_thw):
     return get_vision_window_index(grid_thw, *sizes)[0]
 
 
-def qwen2_vl(model, processor):
-    """Token order: patch_embed in merge blocks; language rows in raster order; Qwen2.5-VL's blocks and merger in windows.
-    Without windows (Qwen2-VL, Qwen3-VL), blocks are in merge-block order, the merger and DeepStack mergers in raster order."""
-    visual, config = model.model.visual, model.config
+def blocks_in_order(model):
+    """{stack: restore} of towers in merge-block order. Qwen2.5-VL's blocks and merger are in windows besides.
+    Without windows, the merger and DeepStack mergers are in row order; language rows always are."""
+    visual = model.model.visual
     merge = visual.spatial_merge_size
 
-    def inputs(frames):
-        return qwen_inputs(processor, frames, PROMPT)
-
-    def of(batch):
-        grid_thw = batch["image_grid_thw"] if "image_grid_thw" in batch else batch["video_grid_thw"]
-        assert (grid_thw == grid_thw[0]).all(), grid_thw
-        return grid_thw, grid_thw[0].tolist()
-
-    def patch_embed(x, batch):
-        return unmerge(x, of(batch)[1], merge)
-
-    def in_order(x, grid_thw):
+    def in_order(x, batch):
         if not hasattr(visual, "window_size"):
             return x
+        grid_thw = batch["image_grid_thw"] if "image_grid_thw" in batch else batch["video_grid_thw"]
         return x[window_index(visual, grid_thw).to(x.device).argsort()]
 
+    def patches(x, batch):
+        return raster(unmerge(x, batch["grid"], merge), batch)
+
     def block(x, batch):
-        grid_thw, grid = of(batch)
-        return unmerge(in_order(x.reshape(-1, merge**2, x.shape[-1]), grid_thw).flatten(0, 1), grid, merge)
+        return patches(in_order(x.reshape(-1, merge**2, x.shape[-1]), batch), batch)
 
     def merger(x, batch):
-        grid_thw, (t, h, w) = of(batch)
-        return in_order(x, grid_thw).reshape(-1, t, h // merge, w // merge, x.shape[-1])
+        return raster(in_order(x, batch), batch)
+
+    return {"patch_embed": patches, "vision": block, "merger": merger}
+
+
+def tiles_in_order(model):
+    """{stack: restore} of LLaVA-NeXT and -OneVision: at k times the tower's side, the language model reads the
+    small whole image, then the mosaic of k x k tiles with a newline token after every row. The grid is the mosaic."""
+
+    def tower(x, batch):
+        k, p = batch["tiles"], batch["grid"][0] // batch["tiles"]
+        x = x[:, -p * p :]  # CLIP has a class token, SigLIP none
+        if k > 1:
+            x = x.unflatten(0, (-1, 1 + k * k))[:, 1:].reshape(-1, k, k, p, p, x.shape[-1])
+            x = x.permute(0, 1, 3, 2, 4, 5).flatten(1, 4)
+        return raster(x, batch)
 
     def language(x, batch):
-        _, (t, h, w) = of(batch)
-        rows = (batch["input_ids"] == config.image_token_id) | (batch["input_ids"] == config.video_token_id)
-        return x[rows.to(x.device)].reshape(len(x), t, h // merge, w // merge, x.shape[-1])
+        k, side = batch["tiles"], batch["grid"][0]
+        x = x[image_rows(model, batch).to(x.device)].reshape(batch["images"], -1, x.shape[-1])
+        if k > 1:
+            x = x[:, (side // k) ** 2 :].unflatten(1, (side, side + 1))[:, :, :-1].flatten(1, 2)
+        return raster(x[:, : side * side], batch)
 
-    added = len(getattr(visual, "deepstack_merger_list", ()))
-    points = {
-        "patch_embed": ("model.visual.patch_embed", patch_embed),
-        **stack("vision", "model.visual.blocks", len(visual.blocks), block),
-        **stack("deepstack", "model.visual.deepstack_merger_list", added, merger),
-        "merger": ("model.visual.merger", merger),
-        **stack("language", "model.language_model.layers", len(model.model.language_model.layers), language),
-    }
-    frames = visual.config.temporal_patch_size
-    return inputs, points, visual.config.patch_size * merge, lambda step: step * frames
+    return {"patch_embed": tower, "vision": tower, "merger": tower, "language": language}
 
 
-def images(x, batch):
-    """Tokens of single images [n*t, side*side, D] in raster order -> [n, t, side, side, D]."""
-    side = round(x.shape[1] ** 0.5)
-    assert side * side == x.shape[1], x.shape
-    return x.reshape(-1, batch["frames"], side, side, x.shape[-1])
+def restores(model):
+    """{stack: restore} of a model: row order, unless its type says otherwise."""
+
+    def language(x, batch):
+        x = x[image_rows(model, batch).to(x.device)].reshape(batch["images"], -1, x.shape[-1])
+        if kind == "cogvlm2":  # boi and eoi
+            x = x[:, 1:-1]
+        return flat(x, batch) if kind == "kosmos-2" else raster(x, batch)
+
+    kind, found = type_of(model), {"language": language}
+    if kind in BLOCKS:
+        return found | blocks_in_order(model)
+    return tiles_in_order(model) if kind in TILED else found
 
 
-def behind_first(x, batch):
-    """`images` after one token without a place: CLS, or the mean of all places."""
-    return images(x[:, 1:], batch)
+# ---------------------------------------------------------------- points, by common attributes
+
+TOWERS = ("vision_tower", "visual", "vision_model", "image_tower", "vision_encoder", "vision", "backbone")
+PROJECTORS = ("multi_modal_projector", "connector", "merger", "aligner", "linear_proj")
+PROJECTORS += ("image_to_text_projection", "visual_embeddings_table")
+LANGUAGE = ("language_model", "text_model")
+# model type -> paths that the common attributes do not tell; new points stand before the projector
+PATHS = {
+    "internvl": {"patch_embed": "model.vision_tower.embeddings.patch_embeddings"},
+    "cogvlm2": {"conv": "model.vision.conv"},
+    "florence2": {"language": "model.language_model.encoder"},
+    **dict.fromkeys(("owlvit", "owlv2"), {"class_head": "class_head.dense0", "box_head": "box_head"}),
+}
 
 
-def maps(x, batch):
-    """Feature maps of single images [n*t, D, h, w] -> [n, t, h, w, D]."""
-    return x.permute(0, 2, 3, 1).unflatten(0, (-1, batch["frames"]))
+def named(model, names):
+    """Path of the module nearest to the root that has one of the names, or ""."""
+    paths = [path for path, _ in model.named_modules() if path.rpartition(".")[2] in names]
+    return min(paths, key=lambda path: path.count("."), default="")
+
+
+def below(path, root):
+    return not root or path == root or path.startswith(f"{root}.")
+
+
+def weights_in(module):
+    return sum(p.numel() for p in module.parameters())
+
+
+def layers_in(model, root, apart=None, stages=False):
+    """Paths of the layers of the longest stack below `root`, and not below `apart`; stages: those in its stages."""
+    lists = {}
+    for path, module in model.named_modules():
+        within = any(below(path, outer) for outer in lists)
+        if isinstance(module, nn.ModuleList) and not within and below(path, root):
+            if apart is None or not below(path, apart):
+                lists[path] = module
+    if not lists:
+        return []
+    path = max(lists, key=lambda path: (len(lists[path]), weights_in(lists[path])))
+    found = []
+    for i, layer in enumerate(lists[path]):
+        inner = [name for name, module in layer.named_modules() if isinstance(module, nn.ModuleList)]
+        inner = [n for n in inner if stages and 2 * weights_in(layer.get_submodule(n)) > weights_in(layer)]
+        if inner:
+            where = f"{path}.{i}.{inner[0]}".rstrip(".")
+            found += [f"{where}.{k}" for k in range(len(layer.get_submodule(inner[0])))]
+        else:
+            found.append(f"{path}.{i}")
+    return found
+
+
+def embedding_in(model, tower, layer):
+    """Path of the outermost module of a tower with its first convolution and without its layers, or ""."""
+    for path, module in model.named_modules():
+        if isinstance(module, nn.Conv2d | nn.Conv3d) and below(path, tower):
+            parts = path.split(".")
+            for k in range(tower.count(".") + 1 if tower else 0, len(parts) + 1):
+                outer = ".".join(parts[:k])
+                if (
+                    outer
+                    and not below(layer, outer)
+                    and not isinstance(model.get_submodule(outer), nn.ModuleList)
+                ):
+                    return outer
+    return ""
+
+
+def paths_of(model):
+    """{point: module path} of a model, in the order of execution."""
+    known, tower = PATHS.get(type_of(model), {}), named(model, TOWERS)
+    vision = layers_in(model, tower, stages=True)
+    found = {"patch_embed": known.get("patch_embed") or embedding_in(model, tower, vision[0])}
+    found |= {f"vision.{i}": path for i, path in enumerate(vision)}
+    mergers = [
+        path for path, _ in model.named_modules() if path.rpartition(".")[0].endswith("deepstack_merger_list")
+    ]
+    found |= {f"deepstack.{i}": path for i, path in enumerate(mergers)}
+    found |= {name: path for name, path in known.items() if name not in ("patch_embed", "language")}
+    if tower.endswith("backbone"):
+        found |= {f"encoder.{i}": path for i, path in enumerate(layers_in(model, named(model, ("encoder",))))}
+    if hasattr(model, "generate"):
+        found["merger"] = named(model, PROJECTORS)
+        text = known.get("language") or named(model, LANGUAGE)
+        found |= {f"language.{i}": path for i, path in enumerate(layers_in(model, text, apart=tower))}
+    return {name: path for name, path in found.items() if path}
+
+
+# ---------------------------------------------------------------- inputs
+
+
+def one_size(frames, side):
+    """Exit 2 for frames of another size than the tower's learned positions."""
+    if frames.shape[2] != side:
+        fail(f"this model takes {side} px only, not {frames.shape[2]} px; give --size {side}")
+
+
+@contextlib.contextmanager
+def taken(model, side):
+    """Exit 2 where a model of a type that no test knows does not take single images of `side` pixels."""
+    try:
+        yield
+    except Exception as e:
+        if type_of(model) in PROVED:
+            raise
+        what = (str(e).splitlines() or [""])[0][:200].rstrip(". ") or type(e).__name__
+        fail(
+            f"a {type_of(model)} model does not take single images of {side} px: {what}; give another --size"
+        )
+
+
+def noted(given, frames, patch, **more):
+    """Arguments of forward with notes, for frames [n,T,H,W,3] as single images."""
+    grid = frames.shape[2] // patch, frames.shape[3] // patch
+    count = frames.shape[1]
+    return {**given, "frames": count, "steps": count, "images": len(frames) * count, "grid": grid, **more}
 
 
 def normalised(frames, mean, std):
@@ -125,48 +316,66 @@ def normalised(frames, mean, std):
     return ((frames.flatten(0, 1).float() / 255 - torch.tensor(mean)) / torch.tensor(std)).permute(0, 3, 1, 2)
 
 
-def with_words(frames, pixels, ids, **more):
-    """Arguments of forward for single images [n*T, ...], each with the same token ids."""
+def with_words(pixels, ids, **more):
+    """Arguments of forward for images [n*T, ...], each with the same token ids."""
     ids = torch.tensor(ids).expand(len(pixels), -1)
-    given = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": pixels}
-    return given | {"frames": frames.shape[1]} | more
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": pixels} | more
 
 
-def internvl(model, processor):
-    """InternVL, and InternVL2 in the native class; an image is one tile, frames of a clip are single images. Tower: CLS first. The projector's tokens, 2 x 2 patches each, and the language rows are in raster order."""
-    config = model.config
-    side = config.vision_config.image_size[0]
-    rows = round((side // config.vision_config.patch_size[0] * config.downsample_ratio) ** 2)
-    # Only words before the image change its rows. BOS alone comes before it where InternVL2 has no tokenizer.
-    before, behind = [config.text_config.bos_token_id], []
-    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+# an image is one tile of its final size: what an image processor would change, where it knows the word
+AS_IT_IS = dict.fromkeys(("do_resize", "do_center_crop", "crop_to_patches", "do_image_splitting"), False)
+AS_IT_IS |= {"do_pan_and_scan": False}
+
+
+def as_it_is(image_processor):
+    known = getattr(image_processor, "valid_kwargs", None)
+    known = known.__annotations__ if known else AS_IT_IS
+    return {name: value for name, value in AS_IT_IS.items() if name in known}
+
+
+def text_of(model, processor):
+    """The prompt of a single image, by the model's chat template if its type has one."""
+    if type_of(model) == "kosmos-2":
+        return PROMPT
+    return processor.image_token + PROMPT if type_of(model) == "paligemma" else chat(processor, PROMPT)
+
+
+def processed(model, processor, frames):
+    """Inputs by the model's own processor; the frames of a clip are single images."""
+    from PIL import Image  # the one format that every processor takes
+
+    images = [Image.fromarray(frame.numpy()) for frame in frames.flatten(0, 1)]
+    if not hasattr(model, "generate"):
+        given = dict(processor(images, return_tensors="pt", **as_it_is(processor)))
+        if "input_ids" in inspect.signature(model.forward).parameters:  # a tower of text besides
+            given["input_ids"] = torch.zeros(len(images), 2, dtype=torch.long)
+        return given
+    more = {"num_image_tokens": model.config.latent_query_num} if type_of(model) == "kosmos-2" else {}
+    more |= {"images_kwargs": as_it_is(processor.image_processor), "return_tensors": "pt"}
+    text = [text_of(model, processor)] * len(images)
+    given = dict(processor(images=[[image] for image in images], text=text, **more))
+    given.pop("labels", None)
+    return given
+
+
+def for_qwen(model, processor, frames):
+    """Images, or clips of which a time step has two frames."""
+    given = dict(qwen_inputs(processor, frames, PROMPT))
+    grid_thw = given["image_grid_thw"] if "image_grid_thw" in given else given["video_grid_thw"]
+    assert (grid_thw == grid_thw[0]).all(), grid_thw
+    t, h, w = grid_thw[0].tolist()
+    return given | {"steps": t, "images": len(frames) * t, "grid": (h, w)}
+
+
+def for_internvl(model, processor, frames):
+    """The native class. BOS alone comes before the image where InternVL2 has no tokenizer."""
     if processor:
-        before, behind = around_image(processor, processor.image_token)
-        before, behind = [*before, processor.start_image_token_id], [processor.end_image_token_id, *behind]
-        mean, std = processor.image_processor.image_mean, processor.image_processor.image_std
-
-    def inputs(frames):
-        one_size(frames, side)
-        ids = [*before, *[config.image_token_id] * rows, *behind]
-        return with_words(frames, normalised(frames, mean, std), ids)
-
-    def language(x, batch):
-        return images(x[:, len(before) : len(before) + rows], batch)
-
-    layers = config.vision_config.num_hidden_layers
-    points = {
-        "patch_embed": ("model.vision_tower.embeddings.patch_embeddings", images),
-        **stack("vision", "model.vision_tower.encoder.layer", layers, behind_first),
-        "merger": ("model.multi_modal_projector", images),
-        **stack("language", "model.language_model.layers", config.text_config.num_hidden_layers, language),
-    }
-    return inputs, points, side, lambda step: step
-
-
-def one_size(frames, side):
-    """Exit 2 for frames of another size than the tower's learned positions."""
-    if frames.shape[2] != side:
-        fail(f"this model takes {side} px only, not {frames.shape[2]} px; give --size {side}")
+        return processed(model, processor, frames)
+    config = model.config
+    pixels = normalised(frames, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    patches = math.prod(s // one_number(config.vision_config.patch_size) for s in pixels.shape[2:])
+    rows = round(patches * config.downsample_ratio**2)
+    return with_words(pixels, [config.text_config.bos_token_id, *[config.image_token_id] * rows])
 
 
 def around_image(processor, place):
@@ -177,146 +386,135 @@ def around_image(processor, place):
     return processor.tokenizer(before).input_ids, behind.input_ids
 
 
-QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
-LLAVA = ("llava", "llava_next", "llava_onevision")
-TILED = ("llava_next", "llava_onevision")
-
-
-def llava(model, processor):
-    """LLaVA (Interleave), LLaVA-NeXT and LLaVA-OneVision; frames of a clip are single images. An image of the tower's side S is one tile.
-    At 2S or 3S, NeXT and OneVision cut it into tiles (AnyRes, Liu et al. 2024). The language model reads the small
-    whole image, then the mosaic with a newline token after every row; the grid is the mosaic."""
-    config = model.config
-    side, tiled = config.vision_config.image_size, config.model_type in TILED
-    p = side // config.vision_config.patch_size
+def in_tiles(model, processor, frames):
+    """LLaVA-NeXT and -OneVision (AnyRes, Liu et al. 2024): an image of the tower's side S alone; at 2S or 3S,
+    after the whole image at S, its tiles."""
+    side = model.config.vision_config.image_size
+    k, p = frames.shape[2] // side, side // model.config.vision_config.patch_size
+    if k > 3:
+        fail(f"{frames.shape[2]} px are {k} x {k} tiles, of 3 x 3 at most; give --size {side}")
+    images = processor.image_processor
+    whole = pixels = normalised(frames, images.image_mean, images.image_std)
+    rows = p * p + 1  # one newline
+    if k > 1:
+        whole = nn.functional.interpolate(pixels, (side, side), mode="bicubic", antialias=True)
+        pixels = (
+            pixels.unflatten(3, (k, side)).unflatten(2, (k, side)).permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
+        )
+        rows = p * p + k * p * (k * p + 1)
+    pixels = torch.cat([whole[:, None], pixels], 1) if k > 1 else whole[:, None]
     before, behind = around_image(processor, processor.image_token)
-
-    def inputs(frames):
-        k, most = frames.shape[2] // side, 3 if tiled else 1
-        if k > most:
-            fail(f"{frames.shape[2]} px are {k} x {k} tiles, of {most} x {most} at most; give --size {side}")
-        pixels = normalised(frames, processor.image_processor.image_mean, processor.image_processor.image_std)
-        rows = p * p
-        more = {}
-        if tiled:
-            # no padding; at S the one tile is the image again
-            config.image_grid_pinpoints = [[k * side, k * side]]
-            whole = torch.nn.functional.interpolate(pixels, (side, side), mode="bicubic", antialias=True)
-            tiles = pixels.unflatten(3, (k, side)).unflatten(2, (k, side)).permute(0, 2, 4, 1, 3, 5)
-            pixels = torch.cat([whole[:, None], tiles.flatten(1, 2)], 1)
-            more = {"image_sizes": torch.tensor([[k * side, k * side]] * len(pixels))}
-            rows += k * p * (k * p + 1)
-        ids = [*before, *[config.image_token_id] * rows, *behind]
-        return with_words(frames, pixels, ids, tiles=k, **more)
-
-    def patches(x, batch):
-        k, x = batch["tiles"], x[:, -p * p :]  # CLIP has a class token, SigLIP none
-        if tiled:
-            # at S the one tile is the image itself
-            x = x.unflatten(0, (-1, 1 + k * k))[:, -k * k :].flatten(0, 1)
-        return images(x.reshape(-1, k, k, p, p, x.shape[-1]).permute(0, 1, 3, 2, 4, 5).flatten(1, 4), batch)
-
-    def language(x, batch):
-        k, x = batch["tiles"], x[:, len(before) :]
-        if k > 1:
-            mosaic = x[:, p * p : p * p + k * p * (k * p + 1)].unflatten(1, (k * p, k * p + 1))
-            x = mosaic[:, :, :-1].flatten(1, 2)
-        return images(x[:, : k * p * k * p], batch)
-
-    layers = config.vision_config.num_hidden_layers
-    points = {
-        "patch_embed": ("model.vision_tower.embeddings", patches),
-        **stack("vision", "model.vision_tower.encoder.layers", layers, patches),
-        "merger": ("model.multi_modal_projector", patches),
-        **stack("language", "model.language_model.layers", config.text_config.num_hidden_layers, language),
-    }
-    return inputs, points, side, lambda step: step
+    sizes = torch.tensor([frames.shape[2:4]] * len(pixels))
+    ids = [*before, *[model.config.image_token_id] * rows, *behind]
+    return with_words(pixels, ids, image_sizes=sizes, tiles=k)
 
 
-def cogvlm2(model, processor):
-    """Tower: CLS first. Connector: a convolution merges 2 x 2 patches. Language rows: BOS, boi, image tokens, eoi, words."""
+def take_tiles(model):
+    """Let a model of TILED take the inputs of `in_tiles` too. It computes the number of tiles from the pinpoints
+    of its configuration, which are replaced while it runs; inputs of its own processor need them as they are."""
+    config, side = model.config, model.config.vision_config.image_size
+    pinpoints = config.image_grid_pinpoints
+
+    def before(module, args, given):
+        pixels, sizes = given.get("pixel_values"), given.get("image_sizes")
+        if pixels is None or pixels.ndim != 5:
+            return
+        if pixels.shape[1] == 1:  # the whole image alone counts as no tile
+            config.image_grid_pinpoints = [[0, 0]]
+        elif not (sizes % side).any() and pixels.shape[1] == 1 + (sizes[0] // side).prod():
+            config.image_grid_pinpoints = sizes[:1].tolist()
+
+    def after(module, args, output):
+        config.image_grid_pinpoints = pinpoints
+
+    model.model.register_forward_pre_hook(before, with_kwargs=True)
+    model.model.register_forward_hook(after, always_call=True)
+
+
+def for_cogvlm2(model, processor, frames):
+    """BOS, boi, image tokens, eoi, words."""
     from cogvlm2 import IMAGE_MEAN, IMAGE_STD
 
-    vision = model.config.vision_config
     text = processor(f"Question: {PROMPT} Answer:", add_special_tokens=False).input_ids
+    return model.inputs(normalised(frames, IMAGE_MEAN, IMAGE_STD), text)
+
+
+def for_florence2(model, processor, frames):
+    """A mean token comes first. Words after the image change its rows in the encoder, unlike in a causal model."""
+    config, tokenizer, multiple = model.config, processor.tokenizer, token_width(model)
+    side = frames.shape[2] // multiple
+    words = tokenizer.bos_token + CAPTION + tokenizer.eos_token
+    words = tokenizer(words, add_special_tokens=False).input_ids
+    left = config.text_config.max_position_embeddings - 1 - len(words)
+    most = min(config.vision_config.max_position_embeddings, math.isqrt(left))
+    if side > most:
+        size = f"{frames.shape[2]} px are {side} x {side} tokens, of {most} x {most} at most"
+        fail(f"{size}; give --size {most * multiple} or less")
+    pixels = normalised(frames, processor.image_processor.image_mean, processor.image_processor.image_std)
+    return with_words(pixels, [config.image_token_id] * (1 + side * side) + words)
+
+
+def for_owl(model, processor, frames):
+    """OWLv2's processor always resizes. Neither head depends on the words. class_head: the class embedding
+    before normalisation; box_head: four offsets, before the patch's place and the sigmoid."""
+    pixels = normalised(frames, processor.image_mean, processor.image_std)
+    return {"pixel_values": pixels, "input_ids": torch.zeros(len(pixels), 2, dtype=torch.long)}
+
+
+INPUTS = {
+    **dict.fromkeys(QWEN, for_qwen),
+    **dict.fromkeys(TILED, in_tiles),
+    **dict.fromkeys(("owlvit", "owlv2"), for_owl),
+    "internvl": for_internvl,
+    "cogvlm2": for_cogvlm2,
+    "florence2": for_florence2,
+}
+
+
+# ---------------------------------------------------------------- families
+
+
+def fixed_side(model):
+    """The tower's side where it has positions for one size, else None."""
+    vision = vision_of(model.config)
+    any_size = {type_of(model), getattr(vision, "model_type", None)} & set(ANY_SIZE)
+    return None if any_size else one_number(getattr(vision, "image_size", None))
+
+
+def token_width(model):
+    """A token's width in pixels, of which a side must be a multiple; the tower's side where it is fixed."""
+    config, vision = model.config, vision_of(model.config)
+    strides = getattr(vision, "patch_stride", None)  # of Florence-2's stages
+    merge = getattr(vision, "spatial_merge_size", None) or getattr(config, "spatial_merge_size", 1)
+    width = math.prod(strides) if strides else one_number(getattr(vision, "patch_size", 32)) * merge
+    return fixed_side(model) or width
+
+
+def general(model, processor):
+    """The family of a vision-language model or an image encoder: points by common attributes, inputs by its own
+    processor, tokens in row order, except where the tables above name its type."""
+    kind, width, order = type_of(model), token_width(model), restores(model)
+    vision = vision_of(model.config)
+    patch = one_number(getattr(vision, "patch_stride", None) or getattr(vision, "patch_size", 1))
+    frames_a_step = one_number(vision.temporal_patch_size) if kind in QWEN else 1
+    if kind in TILED:
+        take_tiles(model)
 
     def inputs(frames):
-        one_size(frames, vision.image_size)
-        return model.inputs(normalised(frames, IMAGE_MEAN, IMAGE_STD), text) | {"frames": frames.shape[1]}
+        if fixed_side(model) and kind not in TILED:
+            one_size(frames, width)
+        with taken(model, frames.shape[2]):
+            given = INPUTS.get(kind, processed)(model, processor, frames)
+        return given if "grid" in given else noted(given, frames, patch)
 
-    def language(x, batch):
-        return images(x[:, 2 : 2 + (vision.image_size // vision.patch_size) ** 2 // 4], batch)
-
-    points = {
-        "patch_embed": ("model.vision.patch_embedding", behind_first),
-        **stack("vision", "model.vision.transformer.layers", vision.num_hidden_layers, behind_first),
-        "conv": ("model.vision.conv", maps),
-        "merger": ("model.vision.linear_proj", images),
-        **stack("language", "model.layers", model.config.num_hidden_layers, language),
-    }
-    return inputs, points, vision.image_size, lambda step: step
-
-
-def kosmos2(model, processor):
-    """CLS first in the tower; 64 learned queries then pool the patches (Peng et al. 2023). Queries and their language rows have
-    no place in the image. Frames of a clip are single images."""
-    config = model.config
-
-    def inputs(frames):
-        one_size(frames, config.vision_config.image_size)
-        x = list(frames.flatten(0, 1).permute(0, 3, 1, 2))
-        as_it_is = {"do_resize": False, "do_center_crop": False, "return_tensors": "pt"}
-        number = config.latent_query_num
-        given = processor(images=x, text=[PROMPT] * len(x), num_image_tokens=number, **as_it_is)
-        return {**given, "frames": frames.shape[1]}
-
-    def queries(x, batch):
-        return x.reshape(-1, batch["frames"], 1, config.latent_query_num, x.shape[-1])
-
-    def language(x, batch):
-        return queries(x[batch["image_embeds_position_mask"].bool().to(x.device)], batch)
-
-    layers = config.vision_config.num_hidden_layers
-    points = {
-        "patch_embed": ("vision_model.model.embeddings", behind_first),
-        **stack("vision", "vision_model.model.encoder.layers", layers, behind_first),
-        "merger": ("image_to_text_projection", queries, NO_GRID),
-        **stack("language", "text_model.model.layers", config.text_config.layers, language, NO_GRID),
-    }
-    return inputs, points, config.vision_config.image_size, lambda step: step
-
-
-def florence2(model, processor):
-    """vision.<i>: DaViT's blocks (Ding et al. 2022); each of the four stages halves the grid. Frames of a clip are single images.
-    The projector's first token, a mean over places, is left out. language.<i>: the encoder's layers, where words after
-    the image change its rows, unlike in a causal model. The decoder has no image rows."""
-    config, blocks = model.config, model.model.vision_tower.blocks
-    multiple = math.prod(config.vision_config.patch_stride)
-
-    def inputs(frames):
-        tokenizer, side = processor.tokenizer, frames.shape[2] // multiple
-        words = tokenizer.bos_token + CAPTION + tokenizer.eos_token
-        words = tokenizer(words, add_special_tokens=False).input_ids
-        left = config.text_config.max_position_embeddings - 1 - len(words)
-        most = min(config.vision_config.max_position_embeddings, math.isqrt(left))
-        if side > most:
-            size = f"{frames.shape[2]} px are {side} x {side} tokens, of {most} x {most} at most"
-            fail(f"{size}; give --size {most * multiple} or less")
-        pixels = normalised(frames, processor.image_processor.image_mean, processor.image_processor.image_std)
-        return with_words(frames, pixels, [config.image_token_id] * (1 + side * side) + words)
-
-    def language(x, batch):
-        return images(x[:, 1 : (batch["input_ids"][0] == config.image_token_id).sum()], batch)
-
-    below = [f"{s}.{b}" for s, stage in enumerate(blocks) for b in range(len(stage))]
-    layers = config.text_config.encoder_layers
-    points = {
-        "patch_embed": ("model.vision_tower.convs.0", maps),
-        **{f"vision.{i}": (f"model.vision_tower.blocks.{path}", maps) for i, path in enumerate(below)},
-        "merger": ("model.multi_modal_projector", behind_first),
-        **stack("language", "model.language_model.encoder.layers", layers, language),
-    }
-    return inputs, points, multiple, lambda step: step
+    points = {}
+    for point, path in paths_of(model).items():
+        name = point.partition(".")[0]
+        restore = order.get("merger" if name == "deepstack" else name, raster)
+        points[point] = path, restore
+        if kind == "kosmos-2" and name in ("merger", "language"):  # 64 learned queries pool the patches
+            points[point] = path, flat if name == "merger" else restore, NO_GRID
+    return inputs, points, width, lambda step: frames_a_step * step
 
 
 def grounding_dino(model, processor):
@@ -331,18 +529,15 @@ def grounding_dino(model, processor):
     def inputs(frames):
         pixels = normalised(frames, processor.image_processor.image_mean, processor.image_processor.image_std)
         ids = torch.tensor(processor.tokenizer(OBJECT).input_ids).expand(len(pixels), -1)
-        return {"input_ids": ids, "pixel_values": pixels, "frames": frames.shape[1]}
+        return noted({"input_ids": ids, "pixel_values": pixels}, frames, swin.config.patch_size)
 
     def encoder(x, batch):
         tokens = [(batch["pixel_values"].shape[-1] // s) ** 2 for s in strides]
-        return images(x.split(tokens, 1)[stored], batch)
+        return raster(x.split(tokens, 1)[stored], batch)
 
-    below = "model.backbone.conv_encoder.model.swin"
-    blocks = [f"{s}.blocks.{b}" for s, depth in enumerate(swin.config.depths) for b in range(depth)]
     points = {
-        "patch_embed": (f"{below}.embeddings", images),
-        **{f"vision.{i}": (f"{below}.encoder.layers.{path}", images) for i, path in enumerate(blocks)},
-        **stack("scale", "model.input_proj_vision", len(strides), maps),
+        **{p: (path, raster) for p, path in paths_of(model).items() if not p.startswith("encoder")},
+        **stack("scale", "model.input_proj_vision", len(strides), raster),
         # a layer returns a tuple of tuples; its deformable part returns the image tokens
         **{
             f"encoder.{i}": (f"model.encoder.layers.{i}.deformable_layer", encoder)
@@ -351,58 +546,6 @@ def grounding_dino(model, processor):
     }
     coarsest = swin.config.patch_size * 2 ** (len(swin.config.depths) - 1)
     return inputs, points, max(strides[-1], coarsest), lambda step: step
-
-
-def tower(prefix, layers, first=0, any_size=False, words=False):
-    """The family of an image encoder: `first` tokens (CLS), registers, then patches in raster order; frames of a clip are single images.
-
-    any_size: positions are interpolated or rotary, else learned for one size. words: the forward also needs text.
-    """
-
-    def family(model, processor):
-        config = getattr(model.config, "vision_config", model.config)
-        patch, skip = config.patch_size, first + getattr(config, "num_register_tokens", 0)
-
-        def inputs(frames):
-            if not any_size:
-                one_size(frames, config.image_size)
-            x = list(frames.flatten(0, 1).permute(0, 3, 1, 2))
-            pixels = processor(x, do_resize=False, do_center_crop=False, return_tensors="pt")
-            text = {"input_ids": torch.zeros(len(x), 2, dtype=torch.long)} if words else {}
-            return pixels | text | {"frames": frames.shape[1]}
-
-        def grid(x, batch):
-            h, w = (s // patch for s in batch["pixel_values"].shape[-2:])
-            return x[:, skip:].reshape(-1, batch["frames"], h, w, x.shape[-1])
-
-        points = {
-            "patch_embed": (f"{prefix}embeddings", grid),
-            **stack("vision", f"{prefix}{layers}", len(model.get_submodule(f"{prefix}{layers}")), grid),
-        }
-        return inputs, points, patch if any_size else config.image_size, lambda step: step
-
-    return family
-
-
-def owl(name):
-    """OWL-ViT and OWLv2: the tower, and the heads' output for every patch; neither head depends on the words.
-    class_head: the class embedding before normalisation. box_head: four offsets, before the patch's place and the sigmoid."""
-
-    def family(model, processor):
-        own_tower = tower(f"{name}.vision_model.", "encoder.layers", first=1)
-        _, points, multiple, first_frame = own_tower(model, processor)
-        points |= {"class_head": ("class_head.dense0", images), "box_head": ("box_head", images)}
-
-        def inputs(frames):
-            one_size(frames, multiple)
-            # OWLv2's processor always resizes
-            pixels = normalised(frames, processor.image_mean, processor.image_std)
-            ids = torch.zeros(len(pixels), 2, dtype=torch.long)
-            return {"input_ids": ids, "pixel_values": pixels, "frames": frames.shape[1]}
-
-        return inputs, points, multiple, first_frame
-
-    return family
 
 
 def vjepa2(model, processor):
@@ -448,23 +591,12 @@ def ltx_vae(model, processor):
     return inputs, points, side, lambda k: 0 if k == 0 else 1 + (k - 1) * step
 
 
-# model type in config.json -> family. A new family is a function above and a line here.
-FAMILIES = {
-    **dict.fromkeys(QWEN, qwen2_vl),
-    **dict.fromkeys(LLAVA, llava),
-    "internvl": internvl,
-    "cogvlm2": cogvlm2,
-    "kosmos-2": kosmos2,
-    "florence2": florence2,
-    "grounding-dino": grounding_dino,
-    "vjepa2": vjepa2,
-    "ltx_vae": ltx_vae,
-    "dinov2": tower("", "encoder.layer", first=1, any_size=True),
-    "dinov3_vit": tower("", "model.layer", first=1, any_size=True),
-    "siglip": tower("vision_model.", "encoder.layers", words=True),
-    "owlvit": owl("owlvit"),
-    "owlv2": owl("owlv2"),
-}
+# model type -> family, where it is not the general one
+FAMILIES = {"grounding-dino": grounding_dino, "vjepa2": vjepa2, "ltx_vae": ltx_vae}
+
+
+def family_of(model):
+    return FAMILIES.get(type_of(model), general)
 
 
 # model type -> points that depend on later frames; for LTX-Video's autoencoder, see its config
@@ -473,7 +605,7 @@ NON_CAUSAL = {"vjepa2": "vision."}
 
 def sees_later_frames(model, point):
     """Whether a time step of `point` depends on later frames. Such features leak the future into a prediction."""
-    kind = getattr(model.config, "model_type", "ltx_vae")
+    kind = type_of(model)
     if kind == "ltx_vae":
         return not model.config.encoder_causal
     return point.startswith(NON_CAUSAL.get(kind, "none"))
@@ -534,10 +666,6 @@ def resolve_aliases(names, entry):
     return ",".join(resolve(name) for name in names.split(","))
 
 
-def family_of(model):
-    return FAMILIES[getattr(model.config, "model_type", "ltx_vae")]
-
-
 # ---------------------------------------------------------------- several questions about one image, which is computed once
 
 # causal, with words after the image
@@ -546,9 +674,12 @@ ROWS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
 
 
 def image_rows(model, batch):
-    """Mask of the image's rows in the prompt, bool [sequences, rows]; includes a mosaic's newlines and CogVLM2's boi and eoi."""
+    """Mask of the image's rows in the prompt, bool [sequences, rows], with a mosaic's newlines and CogVLM2's
+    boi and eoi."""
     if model.config.model_type == "cogvlm2":
         return batch["token_type_ids"] == 1
+    if "image_embeds_position_mask" in batch:  # Kosmos-2
+        return batch["image_embeds_position_mask"].bool()
     places = [getattr(model.config, f"{kind}_token_id", None) for kind in ("image", "video")]
     places = torch.tensor([p for p in places if p is not None], device=batch["input_ids"].device)
     return torch.isin(batch["input_ids"], places)

@@ -48,7 +48,7 @@ def tuples(x):
 
 
 def read_registry():
-    """({name: entry}, {wrong name: what it is and what to use}) of models.yaml."""
+    """({name: entry}, {wrong name: what it is and what to use}, {model type: why it has no features}) of models.yaml."""
     found = load_yaml(REGISTRY)
     entries = {
         name: {key: tuples(value) for key, value in row.items()} for name, row in found["models"].items()
@@ -56,10 +56,12 @@ def read_registry():
     wrong = {}
     for names, correction in found["misnomers"].items():
         wrong |= dict.fromkeys(names.split(), correction)
-    return entries, wrong
+    return entries, wrong, found["refused"]
 
 
-MODELS, MISNOMERS = read_registry()
+MODELS, MISNOMERS, REFUSED = read_registry()
+# sides of these are in whole tokens, as in the registry: image_size is none, or the largest
+ANY_SIDE = ("qwen", "dino", "glm4v", "glm46v", "mistral3", "pixtral")
 # types that transformers lists nowhere, or among models that both see and write
 KIND_OF_TYPE = {
     **dict.fromkeys(("internvl_chat", "cogvlm2"), "vlm"),
@@ -129,6 +131,8 @@ def kind_of(model_type, config, where):
     """The kind of a model type: the registry's, else by transformers' lists of classes; exit 2 for any other."""
     if model_type in KIND_OF_TYPE:
         return KIND_OF_TYPE[model_type]
+    if model_type in REFUSED:
+        fail(f"{where} is of type {model_type}, which {REFUSED[model_type]}")
     from transformers.models.auto import modeling_auto
 
     if model_type in modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
@@ -164,12 +168,13 @@ def described(config, path):
     vision = config.get("vision_config") or config
     # Florence-2 and Grounding DINO state none and accept several
     side = vision.get("crop_size") or vision.get("image_size") or 768
-    if not model_type.startswith(("qwen", "dino", "Auto", "LTX")):  # positions for one size
-        size = clip = side if isinstance(side, int) else side[0]
-    elif kind in ("vae", "video"):
+    if kind in ("vae", "video"):
         size = clip = 64
-    else:  # as the registry's, in whole tokens
-        token = vision.get("patch_size", 14) * vision.get("spatial_merge_size", 1)
+    elif not any(name.startswith(ANY_SIDE) for name in (model_type, vision.get("model_type", ""))):
+        size = clip = side if isinstance(side, int) else side[0]  # positions for one size
+    else:
+        merge = vision.get("spatial_merge_size") or config.get("spatial_merge_size", 1)
+        token = vision.get("patch_size", 14) * merge
         size, clip = (side // token * token for side in (448, 224))
     return entry | {"size": size, "clip": clip}
 

@@ -36,9 +36,9 @@ def capturing(model, modules):
 
     def hook(point):
         def capture_output(module, args, output):
-            if point not in here.only:
+            if point not in here.remaining:  # the first output of a module that runs twice
                 return
-            here.seen[point] = (output[0] if isinstance(output, tuple) else output).clone()
+            here.seen[point] = (output if torch.is_tensor(output) else output[0]).clone()
             here.remaining.discard(point)
             if not here.remaining:
                 raise AllCaptured
@@ -48,7 +48,7 @@ def capturing(model, modules):
     @torch.inference_mode()
     def run(inputs, seen=None, only=modules):
         seen = {} if seen is None else seen
-        here.seen, here.only, here.remaining = seen, only, set(only)
+        here.seen, here.remaining = seen, set(only)
         try:
             with contextlib.suppress(AllCaptured):
                 model(**inputs)
