@@ -594,9 +594,11 @@ def put_to(model, processor, frames, question, at=None):
     elif kind == "llava_next" and at and count > 1:
         given = one_tile(model, processor, frames, chat(processor, question, count=count))
     else:
+        from PIL import Image
+
         given = processor(
             text=[chat(processor, question, count=count)] * len(frames),
-            images=[[f.permute(2, 0, 1) for f in clip] for clip in frames],
+            images=[[Image.fromarray(f.numpy()) for f in clip] for clip in frames],
             return_tensors="pt",
             images_kwargs=ONE_TILE.get(kind, {}),
         )
