@@ -12,6 +12,7 @@ from helpers import random_language_model
 from transformers import AutoProcessor, DynamicCache
 from transformers.models.smolvlm import processing_smolvlm
 
+import check
 import cost
 import extract
 import families
