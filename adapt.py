@@ -20,10 +20,11 @@ A killed run continues where it stopped. Scores of the decoded test images:
 
 Upper bound: the VAE's reconstruction. Baselines: the mean image, another item's image. Control: features of the untrained network.
 
-Needs claims.py, cogvlm2.py, common.py, media.py, metrics.py, models.py, probes.py, untrained.py, stats.py,
-training.py.
+Needs cogvlm2.py, common.py, ltx.py, media.py, metrics.py, models.py, probes.py, stats.py, training.py,
+checkpoints.py, models.yaml.
 """
 
+import functools
 import math
 import shutil
 import time
@@ -35,7 +36,6 @@ import torch
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from claims import caption
 from common import (
     RESULT,
     check_choice,
@@ -56,6 +56,17 @@ from common import (
     subcommands,
     with_grid,
 )
+from ltx import (
+    DECODE_STEP,
+    caption,
+    check_shape,
+    decode_generated_clips,
+    encode_generated_clips,
+    flatten_stills,
+    geometry,
+    images_of,
+    load_video_pipeline,
+)
 from media import foreground, frames_of
 from metrics import (
     MASK,
@@ -66,24 +77,12 @@ from metrics import (
     load_lpips,
     lpips_model,
     mask_scores,
+    pixel_loss,
     ssim,
     to_cells,
+    to_floats,
 )
-from models import (
-    DECODE_STEP,
-    check_shape,
-    decode_generated_clips,
-    encode_generated_clips,
-    find_model,
-    flatten_stills,
-    geometry,
-    load_encoder,
-    load_video_pipeline,
-    load_video_vae,
-    load_vlm,
-    model_of,
-    qwen_inputs,
-)
+from models import find_model, load_encoder, load_video_vae, load_vlm, model_of, qwen_inputs
 from probes import ap_runs, train_set_probe
 from stats import clusters, criterion, holm, mean_interval, paired_test, resampled, token_ridge, widened
 from training import (
@@ -93,10 +92,8 @@ from training import (
     digest_of_tensors,
     headline,
     learned,
-    pixel_loss,
     ranks,
     resample,
-    to_floats,
     train,
     training_settings,
 )
@@ -431,7 +428,7 @@ def prepare(args):
         fail(f"{args.latents} does not hold latents of {args.vae} (off by {away:.1f} of 255); extract anew")
     w.lpips, w.lpips_name = load_lpips(w.device)
     if w.how["loss"] == "pixels":
-        w.pixel_loss = pixel_loss(w.vae, lpips_model(w.device)[0], w.originals)
+        w.pixel_loss = pixel_loss(functools.partial(images_of, w.vae), lpips_model(w.device)[0], w.originals)
     return w
 
 

@@ -14,7 +14,7 @@ import torch
 
 from common import choose_device, fail, memory_left, memory_size, peak_memory
 from families import NO_GRID, PROVED, TOWERS, family_of, named, on, taken, type_of, whole_tokens, without_grid
-from models import ALONE, FRAMES_AS, answers_to, find_model, skeleton
+from models import answers_to, find_model, skeleton
 from streaming import Network, capturing, half_linears, stream, wait_for
 
 QUESTION = "What is in the picture?"
@@ -275,7 +275,7 @@ def run_once(args, entry, device, dtype, report):
 
 def check_model(args):
     """Run all checks of --model. Returns {check: PASS or FAIL}; exit code 1 if one fails."""
-    entry = find_model(args.model) | {"revision": args.revision}
+    entry = find_model(args.model, args.base) | {"revision": args.revision}
     if entry["kind"] not in ("vlm", "encoder"):
         fail(f"--check is for vision-language models and encoders, and {args.model} is a {entry['kind']}")
     device, dtype, why = choose_device(args.dtype)
@@ -290,11 +290,7 @@ def check_model(args):
         print("-     hidden states and answers are not checked of a streamed model")
     else:
         compare(report, found)
-        if (
-            found.processor
-            and hasattr(found.model, "generation_config")
-            and entry["type"] in {*FRAMES_AS, *ALONE}
-        ):
+        if found.processor and entry["kind"] == "vlm":
             ask(report, found, entry["weights"] == "pretrained")
     print(f"peak_memory_gb {(peak_memory() or 0) / 1e9:.1f}")
     if "FAIL" in report.values():

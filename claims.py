@@ -40,15 +40,6 @@ def object_of_question(item):
     return (k, names[k]) if names.count(names[k]) == 1 else None
 
 
-def caption(item):
-    """The prompt of a generated clip: from object and direction in the small pipeline's words, or else the item's text."""
-    return (
-        f"the {item['names'][-1]} moves {item['direction']}"
-        if item.get("names") and "direction" in item
-        else item.get("text")
-    )
-
-
 # ---------------------------------------------------------------- directions
 
 

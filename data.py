@@ -31,7 +31,7 @@ line) and, last, `index.yaml`. An item is a dict:
 
 Real clips have no boxes, labels or mask. Generated sets depend on --seed alone: the same bytes every time.
 
-Copy with it: cogvlm2.py, common.py, conversations.py, media.py, models.py, untrained.py, synthetic.py.
+Copy with it: checkpoints.py, cogvlm2.py, common.py, conversations.py, media.py, models.py, synthetic.py.
 """
 
 import csv

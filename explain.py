@@ -23,8 +23,8 @@ items, the majority action.
 (templates), text, soft (--words), vlm, tuned; baselines majority and blind. Reported: accuracy by kind, frame_f1, claim_precision,
 omission, abstains; words_follow_image: are answers worse with another object's embedding? `changed`: do they follow changed clips?
 
-Copy with it: claims.py, cogvlm2.py, common.py, families.py, media.py, metrics.py, models.py, untrained.py,
-stats.py, training.py.
+Copy with it: answering.py, claims.py, cogvlm2.py, common.py, families.py, media.py, metrics.py, models.py,
+stats.py, checkpoints.py, models.yaml.
 """
 
 import functools
@@ -42,6 +42,8 @@ import torch
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from answering import answerable, answered, answers_of, cached, load_to_answer, load_words, word_prompt
+from checkpoints import fingerprint, resolved_commit
 from claims import (
     CLAIMS,
     DENIED,
@@ -109,21 +111,17 @@ from media import (
 )
 from metrics import box_iou, box_truth
 from models import (
-    ALONE,
     FRAMES_AS,
     LOADERS,
     LONGEST,
     OPTIONS,
     RATE,
     answers_to,
-    cached,
+    check_asked,
     find_model,
-    fingerprint,
     greedy_tokens,
     load_language,
-    load_vlm,
     put_to,
-    resolved_commit,
     spread,
 )
 from stats import (
@@ -137,7 +135,6 @@ from stats import (
     token_ridge,
     verdict,
 )
-from training import answered, load_words, word_prompt
 
 # ---------------------------------------------------------------- ask: questions to the model
 
@@ -150,7 +147,7 @@ GROUNDING = {
     "qwen2_vl": ("Detect the bounding box of the {}.", "thousandths"),
     "qwen2_5_vl": (JSON_BOX, "pixels"),
     "qwen3_vl": (JSON_BOX, "thousandths"),
-    "internvl": (SENTENCE_BOX.format("<ref>the {}</ref>"), "thousandths"),
+    **dict.fromkeys(("internvl", "internvl_chat"), (SENTENCE_BOX.format("<ref>the {}</ref>"), "thousandths")),
     "cogvlm2": ("Where is the {}? Answer in [[x0,y0,x1,y1]] format.", "thousandths"),
     **dict.fromkeys(
         ("llava", "llava_next", "llava_onevision"), (SENTENCE_BOX.format("the {}."), "fractions")
@@ -236,7 +233,7 @@ def saved_answers(path, **same):
 
 def ask_about_data(args, started):
     """Write the model's answers to the questions about the test items: answers.pt and answers.yaml."""
-    entry = find_model(args.model) | {"revision": args.revision}
+    entry = find_model(args.model, args.base) | {"revision": args.revision}
     if entry.get("type") not in GROUNDING:
         fail(f"{args.model} ({entry.get('type')}) is not a causal VLM that takes questions; give tiny")
     items, data = load_items(args.data)
@@ -292,7 +289,7 @@ def run_frames(args, started):
     """Write frames.yaml: the accuracy of answers about test clips for each method of choosing frames.
 
     frames.pt holds the answers, seconds and indices of the frames."""
-    entry = find_model(args.model) | {"revision": args.revision}
+    entry = find_model(args.model, args.base) | {"revision": args.revision}
     if entry.get("type") not in GROUNDING or not entry["type"].startswith("qwen"):
         fail(f"{args.model} is of type {entry.get('type')}, which takes no clips; give a Qwen model")
     items, data = load_items(args.data)
@@ -742,7 +739,7 @@ def clip_of(item):
     return item["id"].rpartition("/")[0] if "conditioning" in item else item["id"]
 
 
-def ask_generated_clips(generated_clips, questions, counts, entry, where, out, meta, batch):
+def ask_generated_clips(generated_clips, questions, counts, entry, where, out, meta, batch, options=()):
     """{(kind, k): an answer for each generated clip}. `out` caches answers for equal clips, questions and model.
 
     The first available kind of NAMING is used with every number of frames k, the others with the largest.
@@ -752,7 +749,7 @@ def ask_generated_clips(generated_clips, questions, counts, entry, where, out, m
     first = next(kind for kind in NAMING if kind in questions)
     runs_needed = [(kind, k) for k in counts for kind in questions if kind == first or k == max(counts)]
     todo = [(kind, k) for kind, k in runs_needed if f"{kind}-{k}" not in answers]
-    model, processor = load_vlm(entry, *where) if todo else (None, None)
+    model, processor = load_to_answer(entry, *where, bool(options)) if todo else (None, None)
     with tqdm(total=len(todo) * len(generated_clips), desc="answers", unit="clip") as bar:
         for kind, k in todo:
             together, texts = {}, [None] * len(generated_clips)
@@ -764,9 +761,9 @@ def ask_generated_clips(generated_clips, questions, counts, entry, where, out, m
                     shown = torch.stack(
                         [frames_of({"frames": generated_clips[n]["frames"][at]}, meta["size"]) for n in some]
                     )
-                    for n, text in zip(
-                        some, answers_to(model, processor, shown, question, (at, length)), strict=True
-                    ):
+                    among = options if kind == "options" else ()
+                    found = answers_of(model, processor, shown, question, (at, length), among)
+                    for n, text in zip(some, found, strict=True):
                         texts[n] = text
                     bar.update(len(some))
             answers = answers | {f"{kind}-{k}": texts}
@@ -896,9 +893,8 @@ def generated_clips_to_describe(items, index, folder, clips):
 
 def run_describe(args, started):
     """Write explain-describe.yaml: do a model's descriptions of generated clips name their actions?"""
-    entry = find_model(args.model)
-    if entry.get("type") not in FRAMES_AS:
-        fail(f"--model {args.model} accepts no chat with several frames; give a Qwen model or internvl3-8b")
+    entry = find_model(args.model, args.base)
+    check_asked(entry)
     if small := [
         k for k in ("clips", "size", "batch") if getattr(args, k) is not None and getattr(args, k) < 1
     ]:
@@ -922,6 +918,7 @@ def run_describe(args, started):
 
     device, dtype, why = choose_device()
     print(f"device {device.type} ({why})")
+    questions, precision = answerable(questions, entry, device, dtype)
     digest = hashlib.sha256()
     for i in every:
         digest.update(i["frames"].numpy().tobytes())
@@ -934,7 +931,7 @@ def run_describe(args, started):
         "data": index["data"],
         "size": size,
         "rate": RATE,
-        "dtype": str(dtype),
+        "dtype": precision,
         "generated": digest.hexdigest()[:16],
     }
     answers = ask_generated_clips(
@@ -946,6 +943,7 @@ def run_describe(args, started):
         out.with_name(f"{out.stem}-answers.pt"),
         meta,
         args.batch,
+        options,
     )
 
     truth = [action_of(i) for i in real]
@@ -979,11 +977,11 @@ def run_describe(args, started):
         **{k: x for k, x in found.items() if not isinstance(x, dict)},
         "clips": len(real),
         "sources": len(set(sources)),
-        "frames_as": FRAMES_AS[entry["type"]],
+        "frames_as": FRAMES_AS.get(entry["type"], "images"),
         "size": size,
         "frames_used": used,
         **{k: x for k, x in found.items() if isinstance(x, dict)},
-        "run": run_record(args, started, device, why, dtype, entry),
+        "run": run_record(args, started, device, why, precision, entry),
     }
     save_yaml(out, result)
     print_summary(result)
@@ -1010,12 +1008,10 @@ def watched(path, k, size, how="uniform", seed=0):
 
 def ask_about_media(args, started):
     """Print a model's answer about images or a video while it is generated."""
-    entry, frames = find_model(args.model), args.frames or "16"
-    if entry.get("type") not in FRAMES_AS:
-        if entry.get("type") not in ALONE:
-            fail(f"--model {args.model} ({entry.get('type')}) takes no questions; give tiny or a Qwen model")
-        if args.clip or len(args.image or ()) > 1:
-            fail(f"--model {args.model} takes one image at a time; give one --image, or a Qwen model")
+    entry, frames = find_model(args.model, args.base), args.frames or "16"
+    check_asked(entry)
+    if FRAMES_AS.get(entry["type"]) == "sheet" and len(args.image or ()) > 1:
+        fail(f"--model {args.model} takes one image at a time; give one --image, or a Qwen model")
     if bool(args.image) == bool(args.clip) or not (args.question or "").strip():
         fail("ask needs a --question, and either --image or --clip")
     if args.clip and not (frames.isdecimal() and int(frames) > 1):
@@ -1037,7 +1033,7 @@ def ask_about_media(args, started):
 
     device, dtype, why = choose_device()
     print(f"device {device.type} ({why})")
-    model, processor = load_vlm(entry, device, dtype)
+    model, processor = load_to_answer(entry, device, dtype)
     given = put_to(model, processor, [x], args.question, at)
     tokenizer = getattr(processor, "tokenizer", processor)
     started_at = time.time()
@@ -1056,7 +1052,7 @@ def ask_about_media(args, started):
         "frames": len(x),
         "size": size,
         **({"clip": args.clip, "frames_used": at[0]} if args.clip else {"images": args.image}),
-        "run": run_record(args, started, device, why, dtype, entry),
+        "run": run_record(args, started, device, why, model.precision, entry),
     }
     if args.out:
         save_yaml(args.out, result)
@@ -1657,9 +1653,9 @@ def check_trajectory_inputs(args):
     )
     if w.entry and w.entry["kind"] != "language":
         fail(f"--language {language} is a {w.entry['kind']}; give a language model, say tiny-words")
-    for flag, name, entry in (("--vlm", args.vlm, w.vlm), ("--tuned", args.tuned, w.tuned)):
-        if entry and entry.get("type") not in FRAMES_AS:
-            fail(f"{flag} {name} accepts no chat with several frames; give a Qwen model or internvl3-8b")
+    for flag, entry in (("--vlm", w.vlm), ("--tuned", w.tuned)):
+        if entry:
+            check_asked(entry, flag)
     if not w.shown.isdecimal() or int(w.shown) < 2:
         fail(f"--frames {args.frames} is not a number of 2 or more; give, say, 8")
     for given in args.changed or ():
@@ -1798,7 +1794,7 @@ def all_answers(args, w, parts, altered, device, dtype):
             reader()[0].unload()
     for method, entry in (("vlm", w.vlm), ("tuned", w.tuned)):
         if entry:
-            load = functools.cache(functools.partial(load_vlm, entry, device, dtype))
+            load = functools.cache(functools.partial(load_to_answer, entry, device, dtype))
             size = args.size or entry["clip"]
 
             def from_frames(
@@ -1978,6 +1974,7 @@ def get_args(argv):
     )
     add = jobs["ask"].add_argument
     add("--model", default="tiny", help="the vision-language model")
+    add("--base", metavar="FOLDER", help="the base model of an adapter, where its own is not here")
     add("--data", help="a data folder: questions about its test items, written to answers.pt")
     add("--random-init", action="store_true", help="with --data: untrained weights")
     add("--revision", help="with --data: branch, tag or commit of a hub repository")
@@ -1997,6 +1994,7 @@ def get_args(argv):
     add("--out", help="default: binding.yaml beside --features")
     add = jobs["frames"].add_argument
     add("--model", default="tiny", help="a Qwen model")
+    add("--base", metavar="FOLDER", help="the base model of an adapter, where its own is not here")
     add("--data", default="data/waiting", help="a data folder of clips with questions")
     add(
         "--frames",
@@ -2017,6 +2015,7 @@ def get_args(argv):
     add = jobs["describe"].add_argument
     add("--generated", required=True, help="generated clips, or clips with an action or a direction")
     add("--model", default="tiny", help="the vision-language model")
+    add("--base", metavar="FOLDER", help="the base model of an adapter, where its own is not here")
     add("--frames", help="numbers of frames, separated by commas (default: 3,8,16)")
     add("--clips", type=int, help="number of test clips (default: all)")
     add("--size", type=int, help="side in pixels (default: the registry's for the model)")

@@ -19,8 +19,8 @@ accepts the short names L1-L5 (LLaVA), I1-I5 (InternVL), C1-C4 (CogVLM2). A pass
 Values are stored in fp16, and in fp32 where they overflow. Of clips only pooled.pt is written, and tokens at
 the points of --grids. A complete shard is never computed again: the same command continues a killed run.
 
-Copy with it: check.py, cogvlm2.py, common.py, cost.py, families.py, features.py, media.py,
-metrics.py, models.py, untrained.py, streaming.py.
+Copy with it: check.py, cogvlm2.py, common.py, cost.py, families.py, features.py, media.py, models.py,
+streaming.py, checkpoints.py, models.yaml.
 """
 
 import argparse
@@ -37,6 +37,7 @@ from types import SimpleNamespace
 import torch
 from tqdm import tqdm
 
+from checkpoints import fingerprint, resolved_commit
 from common import (
     DTYPES,
     FEATURES,
@@ -81,7 +82,7 @@ from features import (
     resolve_aliases,
 )
 from media import CHOICES, frame_methods, frames_of, with_chosen
-from models import LOADERS, find_model, fingerprint, resolved_commit, skeleton
+from models import LOADERS, find_model, skeleton
 from streaming import ASKABLE, Network, capturing, half_linears, latents_of
 
 IN_MEMORY = 1e9  # bytes of a shard; a second one may wait to be written
@@ -329,7 +330,7 @@ def write_index(job, started, modules, **more):
 
 def checked_entry(args):
     """The registry's entry of --model; exit 2 where it has no features."""
-    entry = find_model(args.model) | {"revision": args.revision}
+    entry = find_model(args.model, args.base) | {"revision": args.revision}
     without = {"language": "language model without an image input", "tracker": "tracker, which track.py runs"}
     if kind := without.get(entry["kind"]):
         fail(f"--model {args.model} is a {kind}; give one of `python extract.py --list` that has points")
@@ -538,7 +539,8 @@ def write_fused(job, point, others, read_a, read_b):
 def get_args(argv):
     p = parser(__doc__)
     add = p.add_argument
-    add("--model", default="tiny", help="a registry name or a folder in Hugging Face format")
+    add("--model", default="tiny", help="a registry name, a folder in Hugging Face format, or an adapter's")
+    add("--base", metavar="FOLDER", help="the base model of an adapter, where its own is not here")
     add("--data", default="data/shapes", help="a folder that data.py wrote")
     add("--out", help="default: results/<model>/<data>/features")
     add("--points", default="quarters", help="comma-separated; all, last, quarters (four depths a stack)")
@@ -576,7 +578,11 @@ def main(argv=None):
         import cost
 
         how = {key: getattr(args, key) for key in ("n", "points", "reduce", "size")}
-        return cost.print_list() if args.list else cost.print_cost(find_model(args.model), args.gate, **how)
+        return (
+            cost.print_list()
+            if args.list
+            else cost.print_cost(find_model(args.model, args.base), args.gate, **how)
+        )
     if args.check:
         from check import check_model
 

@@ -17,10 +17,11 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
+from checkpoints import attempt
 from common import FEATURES, POOLED, fail, save_pt
 from families import LLAVA, on
 from media import foreground, frames_of
-from models import OWN_LAYOUT, attempt
+from models import OWN_LAYOUT
 from streaming import states_at_questions, stream, up_to_the_image, wait_for, words_behind
 
 REDUCE = "foresight.reduce.v1"

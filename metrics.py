@@ -230,6 +230,31 @@ def lpips_to(model, images, features):
     )
 
 
+def to_floats(frames):
+    """uint8 [n, H, W, 3] -> [n, 3, H, W] in -1..1."""
+    return frames.permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def pixel_loss(decode, lpips, images):
+    """loss(latents, items): LPIPS + 0.1 L2 of decode(latents), [k, 3, H, W] in -1..1, against images uint8
+    [n, H, W, 3]."""
+    parts = []
+    with torch.inference_mode():
+        for p in images.split(64):
+            parts.append(
+                [x.cpu() for x in lpips_features(lpips, to_floats(p).to(next(lpips.parameters()).device))]
+            )
+    cached = [torch.cat(level).clone() for level in zip(*parts, strict=True)]
+
+    def loss(z, items):
+        x = decode(z)
+        target = to_floats(images[items]).to(x.device)
+        apart = lpips_to(lpips, x, [level[items].to(x.device) for level in cached])
+        return apart.mean() + 0.1 * (x - target).square().mean()
+
+    return loss
+
+
 @torch.inference_mode()
 def evaluator_tokens(model, processor, size, images, device, batch=32):
     """Patch tokens [n, h, w, D] fp32 of a frozen DINO, of images uint8 [n, H, W, 3] resized to `size`."""

@@ -17,8 +17,8 @@ tokens of the untrained network). Measures: cosine of latents, l1, LPIPS, l1 whe
 mean_future, nearest and the controls. `scaling` trains one variant on five sizes of the training set.
 Writes predict-latents.yaml, .png, .pt.
 
-Copy with it: cogvlm2.py, common.py, media.py, metrics.py, motion.py, models.py, stats.py,
-training.py, untrained.py.
+Copy with it: cogvlm2.py, common.py, ltx.py, media.py, metrics.py, models.py, motion.py, stats.py,
+training.py, checkpoints.py, models.yaml.
 """
 
 import functools
@@ -54,21 +54,13 @@ from common import (
     split_indices,
     with_grid,
 )
+from ltx import decode_generated_clips, encode_generated_clips, flatten_stills, images_of
 from media import frames_of
-from metrics import load_lpips, lpips_model
-from models import (
-    decode_generated_clips,
-    encode_generated_clips,
-    find_model,
-    flatten_stills,
-    load_video_vae,
-    load_vlm,
-    model_of,
-    qwen_inputs,
-)
+from metrics import load_lpips, lpips_model, pixel_loss
+from models import find_model, load_video_vae, load_vlm, model_of, qwen_inputs
 from motion import HORIZONS, SHIFTS, STATIC, extrapolate_flow, pixel_errors
 from stats import averaged, criterion, gain_of, holm, mean_interval, paired_test, ridge, with_bounds
-from training import Tuned, attention, pixel_loss, ranks, resample, train
+from training import Tuned, attention, ranks, resample, train
 
 # reads: tokens of the past, of its last frame ("last"), or of the past at the middle language layer
 # ("language"); time: attention over time; delta: predicts the difference to the present; rank: of LoRA.
@@ -433,7 +425,7 @@ def train_variant(w, name, train_items=None):
         seen = torch.cat([w.split["train"], w.split["val"]])
         w.place = torch.zeros(len(w.items), dtype=torch.long).index_put((seen,), torch.arange(len(seen)))
         w.pixel_loss = pixel_loss(
-            w.vae,
+            functools.partial(images_of, w.vae),
             lpips_model(w.device)[0],
             w.frames[seen][:, [w.args.past - 1 + h for h in w.horizons]].flatten(0, 1),
         )

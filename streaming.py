@@ -16,8 +16,9 @@ import torch
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from checkpoints import fill
 from families import LLAVA, PROMPT, QWEN, image_rows
-from models import chat, fill
+from models import chat
 
 # ---------------------------------------------------------------- one forward pass that stops early
 

@@ -17,8 +17,8 @@ question. An adapter maps its 512 numbers to soft tokens; LoRA adapts the model.
 folder and soft.safetensors) and <out>/tune-words.yaml: the share of correct val answers, in all and by kind, beside the majority answer;
 `forgetting`: the cost of LoRA on questions about lists, without clips.
 
-Copy with it: claims.py, cogvlm2.py, common.py, conversations.py, media.py, metrics.py,
-models.py, untrained.py, stats.py, training.py.
+Copy with it: answering.py, claims.py, cogvlm2.py, common.py, conversations.py, media.py, models.py,
+stats.py, training.py, checkpoints.py, models.yaml.
 """
 
 import contextlib
@@ -39,6 +39,8 @@ import torch
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from answering import Soft, answered, mean_answer_loss, save_soft, word_prompt
+from checkpoints import attempt, pin
 from claims import DESCRIBE_NAME, about, is_correct, load_tracks, named, naming, track_id
 from common import (
     Items,
@@ -60,22 +62,27 @@ from common import (
 )
 from conversations import image_of_turn
 from media import fitted, frames_of
-from models import MODELS, RATE, attempt, auto_classes, find_model, load_language, load_vlm, pin, processor_of
+from models import (
+    MODELS,
+    RATE,
+    TUNABLE,
+    auto_classes,
+    check_turns,
+    find_model,
+    load_language,
+    load_vlm,
+    processor_of,
+)
 from stats import criterion, mean_interval, paired_test
 from training import (
-    Soft,
     add_training_flags,
-    answered,
     digest_of_tensors,
     headline,
     learned,
-    mean_answer_loss,
     ranks,
     reset_lora,
-    save_soft,
     train,
     training_settings,
-    word_prompt,
 )
 
 # ---------------------------------------------------------------- words: a language model reads a video model's embeddings
@@ -330,8 +337,6 @@ def run_words(w, started):
 
 # ---------------------------------------------------------------- train: a vision-language model on one's own images and clips
 
-# the families whose processor has a chat template
-TUNABLE = "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava", "llava_next", "llava_onevision", "internvl"
 PLACE = re.compile(r"<(image|video)>")
 # at most so many examples of test, and of --keep, are scored, drawn once; half as many of val after every epoch
 SCORED = 300
@@ -463,6 +468,7 @@ class ExampleEncoder:
         """(messages of these turns, boxes in the family's units; number of media of each question; sizes of all media)."""
         sizes, box_frames = self.sizes(item)
         turns = item["turns"][first:last]
+        check_turns(self.processor, [PLACE.sub("", text) for turn in turns for text in turn])
         if sizes:
             owners = [number or 0 for number in image_of_turn(item["turns"], len(sizes))[first:last]]
             scales = [SCALES.get(self.kind, (1000, 1000)) or size[1:] for size in sizes]

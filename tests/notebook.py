@@ -16,7 +16,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from common import HERE, check_writable, save_text
 
 # tiny.py trains the models that SMALL fetches
-FILES = [*sorted(p.name for p in HERE.glob("*.py") if p.name != "tiny.py"), "Makefile", "requirements.txt"]
+FILES = [*sorted(p.name for p in HERE.glob("*.py") if p.name != "tiny.py"), "models.yaml", "Makefile"]
+FILES += ["requirements.txt"]
 # package: its module, where the name is another
 MODULES = {"pillow": "PIL", "scikit-image": "skimage", "pyyaml": "yaml"}
 

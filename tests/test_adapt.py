@@ -12,6 +12,7 @@ from helpers import adapter_world, changed, plant_features
 
 import adapt
 import data
+import metrics
 import training
 from common import HERE, RESULT, load_features, load_items, load_pt, load_yaml, save_yaml, split_indices
 from models import find_model, load_video_vae
@@ -100,7 +101,7 @@ def made(tmp_path_factory):
 def test_decoding_stored_latents_equals_the_autoencoders_own_reconstruction(made):
     frames, vae = torch.cat([i["frames"] for i in load_items(made[0] / "data")[0][:4]]), made[3]
     with torch.no_grad():
-        z = vae.encode(training.to_floats(frames)[:, :, None]).latent_dist.mode()
+        z = vae.encode(metrics.to_floats(frames)[:, :, None]).latent_dist.mode()
     normalised = ((z.permute(0, 2, 3, 4, 1) - vae.latents_mean) / vae.latents_std)[:, 0]
     assert adapt.round_trip(vae, frames, normalised) < 0.01
     assert adapt.round_trip(vae, frames, z[:, :, 0].permute(0, 2, 3, 1)) > 2  # not normalised
@@ -156,7 +157,7 @@ def halves(made, tmp_path_factory):
     data.main(f"shapes --n 80 --size 64 --out {folder}/data".split())
     items, (vae, _) = load_items(folder / "data")[0], load_video_vae(find_model("tiny-vae"))
     with torch.inference_mode():
-        x = training.to_floats(torch.cat([i["frames"] for i in items]))[:, :, None]
+        x = metrics.to_floats(torch.cat([i["frames"] for i in items]))[:, :, None]
         z = vae.encode(x).latent_dist.mode().permute(0, 2, 3, 4, 1)
         z = ((z - vae.latents_mean) / vae.latents_std).clone()
     noise = torch.randn(z[..., 8:].shape, generator=torch.Generator().manual_seed(0))

@@ -202,15 +202,15 @@ def describe(monkeypatch, tmp_path):
         folder = generated_clips(tmp_path, **clips)
         (tmp_path / "out-answers.pt").unlink(missing_ok=True)
 
-        def answers_to(model, processor, frames, question, at):
+        def answers_of(model, processor, frames, question, at, choices):
             numbers, length = at
             assert length == 9 and numbers == models.spread(9, frames.shape[1])
             assert (frames[:, :, 0, 0, 2] == torch.tensor(numbers)).all()
             pixels = [x[0, 0, 0].tolist() for x in frames]
             return [answer(k, ALL[c], question, frames.shape[1]) for k, c, _ in pixels]
 
-        monkeypatch.setattr(explain, "load_vlm", lambda *_: (None, None))
-        monkeypatch.setattr(explain, "answers_to", answers_to)
+        monkeypatch.setattr(explain, "load_to_answer", lambda *_: (None, None))
+        monkeypatch.setattr(explain, "answers_of", answers_of)
         run(f"describe --generated {folder} --size 8 --frames 4 --out {tmp_path}/out.yaml", *flags)
         return load_yaml(tmp_path / "out.yaml", "describe")
 
@@ -432,7 +432,7 @@ def test_a_vision_language_model_gets_frames_spread_over_the_clip(tell, world, m
         assert own != question and list(at[0]) == [0, 10, 21, 31] and at[1] == TIMES
         return [answer_about(every[x[1].numpy().tobytes()], own) for x in frames]
 
-    monkeypatch.setattr(explain, "load_vlm", lambda *_: (None, None))
+    monkeypatch.setattr(explain, "load_to_answer", lambda *_: (None, None))
     monkeypatch.setattr(explain, "answers_to", answers_to)
     result = tell(knowing, "--vlm", small_qwen2vl, "--frames", "4", "--size", "8")
     holds(result, "methods.vlm.accuracy == 1, comparisons.soft_over_vlm.gain == 0")
@@ -475,7 +475,7 @@ trajectories --data CLIPS --embeddings FEWER | lacks"""
 
 @pytest.mark.parametrize("line", MISTAKES.strip().splitlines())
 def test_a_mistake_is_refused_early(line, images, world, request, tmp_path, refused, monkeypatch):
-    for name in ("load_vlm", "load_language"):  # before a model is loaded
+    for name in ("load_to_answer", "load_language"):  # before a model is loaded
         monkeypatch.setattr(explain, name, None)
     monkeypatch.setitem(models.LOADERS, "vlm", None)
     clips, tracks = world[0] / "None/data", world[0] / "None/tracks.pt"

@@ -20,7 +20,7 @@ STAGES = ["data", "extract", "probe", "align", "adapt", "predict", "video", "ver
 STAGES += ["tune", "operations", "gate", "report"]
 MODULES = ["common", "stats", "metrics", "models", "families", "training", "synthetic", "conversations"]
 MODULES += ["media", "claims", "cogvlm2", "motion", "streaming", "features", "cost", "check"]
-MODULES += ["untrained", "probes"]
+MODULES += ["checkpoints", "probes", "answering", "ltx", "tracker"]
 ENVIRONMENT = os.environ | {"PYTHONPATH": "", "HF_HUB_OFFLINE": "1"}
 README = (HERE / "README.md").read_text()
 

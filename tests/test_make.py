@@ -49,7 +49,7 @@ def make(tmp_path):
         run.says = done.stdout + done.stderr
         assert done.returncode == status, run.says
         ran = (tmp_path / "log").read_text().splitlines()
-        return [c for c in ran if not c.startswith(("gate.py show", "report.py"))]
+        return [c for c in ran if not c.startswith(("gate.py show", "report.py", "-m answering"))]
 
     run.folder = tmp_path
     return run
@@ -68,6 +68,7 @@ def would(make, *arguments):
     """The commands that `make -n` prints."""
     make("-n", *arguments)
     lines = re.findall(rf"^{re.escape(str(make.folder))}/python (.*)$", make.says, re.M)
+    lines = [line for line in lines if not line.startswith("-m answering")]
     return [line.replace(">/dev/null", "").replace('"', "").rstrip() for line in lines]
 
 

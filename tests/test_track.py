@@ -14,6 +14,7 @@ import synthetic
 import tiny
 import track
 from common import ANSWERS, TRACKS, load_items, load_pt, load_yaml, plain, save_pt, split_of
+from tracker import Tracker, follow, load_tracker
 
 CONFIG = {"colours": list(synthetic.COLOURS), "shapes": list(synthetic.SHAPES), "frames": 32}
 CONFIG |= {"image_size": 48, "widths": [16, 32], "layers": [1, 1], "embedding": 512}
@@ -121,15 +122,15 @@ def test_a_file_that_breaks_the_contract_is_refused(scored, trajectories, tmp_pa
 def tracker(tmp_path_factory):
     """(a random tracker, its folder)."""
     torch.manual_seed(0)
-    model, folder = models.Tracker(CONFIG).eval(), tmp_path_factory.mktemp("models") / "tracker"
+    model, folder = Tracker(CONFIG).eval(), tmp_path_factory.mktemp("models") / "tracker"
     model.half().save_pretrained(folder)
     return model.float(), folder
 
 
 def test_objects_are_followed_independently_and_attention_sums_to_one(trajectories, tracker):
     frames = torch.stack([i["frames"] for i in trajectories[:3]])
-    both = models.follow(tracker[0], frames, [["red circle", "blue star"]] * 3, "cpu")
-    alone = models.follow(tracker[0], frames, [["blue star"]] * 3, "cpu")
+    both = follow(tracker[0], frames, [["red circle", "blue star"]] * 3, "cpu")
+    alone = follow(tracker[0], frames, [["blue star"]] * 3, "cpu")
     for key, x in alone.items():
         assert both[key].shape[:2] == (3, 2) and torch.allclose(both[key][:, 1:], x, atol=1e-5)
     assert torch.allclose(both["attention"].sum(-1), torch.ones(3, 2))
@@ -216,7 +217,7 @@ def test_directions_turn_with_a_mirrored_or_reversed_clip():
 
 def test_the_committed_tracker_tracks_fresh_clips():
     items = list(synthetic.trajectories(30, 48, 77))
-    ids, found = track.follow_all(models.load_tracker(models.find_model("tiny-tracker"), "cpu"), items, "cpu")
+    ids, found = track.follow_all(load_tracker(models.find_model("tiny-tracker"), "cpu"), items, "cpu")
     rows = [(ids.index(f"{i['id']}/{t['object']}"), t) for i in items for t in i["tracks"]]
     correct = [bool(found["persistence"][k] > 0.5) == t["persistent"] for k, t in rows]
     true = torch.stack([track.frames_of_track(t) for _, t in rows])

@@ -1,5 +1,6 @@
 """The training loop resumes exactly and selects on val; soft tokens have their place; LoRA starts at zero."""
 
+import functools
 from types import SimpleNamespace
 
 import pytest
@@ -8,10 +9,13 @@ from helpers import random_autoencoder, random_language_model
 from peft import LoraConfig, get_peft_model
 from torch.nn import functional as F
 
+import answering
+import ltx
+import metrics
 import training
+from answering import answer_loss, answered, word_batch, word_prompt
 from metrics import lpips_model
 from models import find_model, load_language
-from training import answer_loss, answered, word_batch, word_prompt
 
 PARTS = {"train": torch.arange(50), "val": torch.arange(50, 70)}
 HOW = {"lr": 3e-2, "batch": 16, "warm": 1, "epochs": 4, "patience": None}
@@ -103,8 +107,8 @@ def test_the_pixel_loss_is_lpips_and_a_tenth_of_l2_of_the_decoded_image():
     vae, lpips = random_autoencoder(patch_size=8, scaling=(False,)).eval(), lpips_model()[0]
     images = torch.randint(0, 256, (6, 64, 64, 3)).byte()
     z, items = torch.randn(3, 8, 8, 4, requires_grad=True), torch.tensor([4, 0, 2])
-    loss = training.pixel_loss(vae, lpips, images)(z, items)
-    x, target = training.images_of(vae, z), training.to_floats(images[items])
+    loss = metrics.pixel_loss(functools.partial(ltx.images_of, vae), lpips, images)(z, items)
+    x, target = ltx.images_of(vae, z), metrics.to_floats(images[items])
     plain = lpips(x, target).mean() + 0.1 * (x - target).square().mean()
     assert torch.allclose(loss, plain, atol=1e-6)
     assert torch.allclose(torch.autograd.grad(loss, z)[0], torch.autograd.grad(plain, z)[0], atol=1e-6)
@@ -155,16 +159,16 @@ def test_soft_tokens_and_lora_are_saved_load_again_and_fit_one_language_model(sm
     tuned = get_peft_model(small[0], LoraConfig(r=2, target_modules=["q_proj"]))
     for p in training.learned(tuned).values():
         torch.nn.init.normal_(p)
-    soft, x = training.Soft(5, 16, k=3, inner=7, std=0.1), torch.randn(2, 5)
+    soft, x = answering.Soft(5, 16, k=3, inner=7, std=0.1), torch.randn(2, 5)
     tuned.save_pretrained(tmp_path)
-    training.save_soft(tmp_path / "soft.safetensors", soft, language="small-words")
+    answering.save_soft(tmp_path / "soft.safetensors", soft, language="small-words")
     with torch.no_grad():
         expected = tuned(inputs_embeds=soft(x)).logits
         training.reset_lora(tuned)
         unchanged = tuned(inputs_embeds=soft(x)).logits
         bare = tuned.unload()
         assert torch.equal(bare(inputs_embeds=soft(x)).logits, unchanged)
-        refused(lambda: training.load_words(tmp_path, bare, "tinyllama"), "small-words (width 16)")
-        again, soft_again = training.load_words(tmp_path, bare, "small-words")
+        refused(lambda: answering.load_words(tmp_path, bare, "tinyllama"), "small-words (width 16)")
+        again, soft_again = answering.load_words(tmp_path, bare, "small-words")
         assert soft(x).shape == (2, 3, 16) and not torch.equal(unchanged, expected)
         assert torch.equal(again(inputs_embeds=soft_again(x)).logits, expected)
