@@ -1,11 +1,13 @@
-"""Answers of models that may not fit, likelihoods of given answers, and language models with LoRA and soft tokens.
+"""Answers of models that may not fit, likelihoods of given answers, language models with soft tokens.
 
-A vision-language model that the device cannot hold in its precision is loaded in 4 bits (NF4, Dettmers et al. 2023)
-where bitsandbytes can, and else streamed: its layers are read one after another in each forward pass. A streamed
-model writes nothing, which would be a pass for every token; it chooses among given answers by their likelihood.
+A vision-language model that the device cannot hold in its precision is loaded in 4 bits (NF4, Dettmers et
+al. 2023) where bitsandbytes can, and else streamed: its layers are read one after another in each forward
+pass. Streamed, it writes nothing, which would be a pass for every token: it chooses among given answers by
+their likelihood. `python -m answering` tells make what a target cannot do with a model.
 """
 
 import importlib.util
+import inspect
 import sys
 import time
 from pathlib import Path
@@ -15,11 +17,10 @@ import torch
 from checkpoints import fill, reachable, readable_method, stored_bytes
 from common import ANSWERS, fail, memory_left, peak_memory, save_bytes, save_pt
 from models import (
-    GROUNDED,
     MODELS,
     OWN_LAYOUT,
-    TUNABLE,
     answers_to,
+    control_token,
     find_model,
     greedy,
     load_transformer,
@@ -28,6 +29,35 @@ from models import (
     registry_name,
     skeleton,
 )
+
+# ---------------------------------------------------------------- what can be asked
+
+# can be trained by tune.py: transformers' own layout, and a processor with a chat template
+TUNABLE = "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava", "llava_next", "llava_onevision", "internvl"
+# can be asked for places: with a grounding prompt in explain.py
+GROUNDED = *TUNABLE, "internvl_chat", "cogvlm2"
+
+
+def spread(length, k):
+    """k frame numbers of a clip, evenly from the first to the last; all frames of a shorter clip."""
+    return list(range(length)) if k >= length else [round(i * (length - 1) / (k - 1)) for i in range(k)]
+
+
+def check_asked(entry, flag="--model"):
+    """Exit 2 for a model that answers no questions about images."""
+    if entry["kind"] != "vlm":
+        what = f"{flag} {entry['name']} is of kind {entry['kind']} and answers no questions"
+        fail(f"{what}; give a vision-language model, say tiny")
+
+
+def check_turns(processor, turns, place):
+    """Raise ValueError for a control token in turns to train on; place: a pattern of placeholders."""
+    for turn in turns:
+        for text in turn:
+            if token := control_token(processor, place.sub("", text)):
+                what = f"{text[:60]!r} holds {token!r}, a sign of the model's own"
+                raise ValueError(f"{what}; write it in other words")
+
 
 # ---------------------------------------------------------------- a model that may not fit
 
@@ -62,7 +92,7 @@ def precision_of(entry, device, dtype):
 
 
 def answerable(questions, entry, device, dtype):
-    """(the questions {kind: ...} that a model can answer on a device, its precision): streamed, those with options."""
+    """(those of the questions {kind: ...} that a model can answer on a device, its precision)."""
     precision = precision_of(entry, device, dtype)
     if precision == "streamed":
         questions = {kind: questions[kind] for kind in ("options",) if kind in questions}
@@ -80,9 +110,7 @@ def load_to_answer(entry, device, dtype, choices=False):
     """
     precision = precision_of(entry, device, dtype)
     if precision == "streamed" and not choices:
-        fail(
-            f"{entry['name']} does not fit this device, and streamed it could only choose among answers; {FIT}"
-        )
+        fail(f"{entry['name']} does not fit this device; streamed, it could only choose among answers; {FIT}")
     if precision == "streamed":
         model, processor, weights = skeleton(entry, dtype, device)
         by_layer(model, weights, device)
@@ -96,7 +124,7 @@ def load_to_answer(entry, device, dtype, choices=False):
 
 
 def by_layer(model, weights, device):
-    """Let the modules of every stack of layers read their weights before they run and drop them afterwards."""
+    """Let the modules of every stack of layers read their weights before they run, and drop them then."""
     stacks = [x for x in model.modules() if isinstance(x, torch.nn.ModuleList)]
     layers = {id(layer): layer for stack in stacks for layer in stack}
     names = {path: [] for path, module in model.named_modules() if id(module) in layers}
@@ -132,8 +160,8 @@ FEATURES_OF = "gate1", "gate2", "gate3", "gate4", "all", "align", "resolution", 
 def check_targets(targets, names, sees=""):
     """Exit 2 for what a target of make cannot do with a model, before anything costly is made.
 
-    targets, names: separated by blanks; sees: the model of `make explain`, if another. A model that is not here
-    passes: its results may be.
+    targets, names: separated by blanks; sees: the model of `make explain`, if another. A model that is not
+    here passes: its results may be.
     """
     for target in targets.split():
         for name in [sees] if sees and target == "explain" else names.split():
@@ -164,55 +192,52 @@ def check_target(target, entry):
 def with_choices(model, given, choices):
     """Arguments of a forward pass with all choices behind the prompt in one sequence.
 
-    Each choice, a list of token ids, has the positions it would have alone, and attends to the prompt and to itself.
+    Each choice, a list of token ids, has the positions it would have alone, and attends to the prompt and to
+    itself.
     """
-    prompt = given["input_ids"] if "input_ids" in given else given["inputs_embeds"]
-    ids = torch.tensor([token for choice in choices for token in choice], device=prompt.device)
-    number = torch.tensor([k for k, choice in enumerate(choices) for _ in choice], device=ids.device)
-    place = torch.tensor([j for choice in choices for j in range(len(choice))], device=ids.device)
-    n, end = prompt.shape[:2]
-    rows = end + len(ids)
-    sees = torch.ones(rows, rows, dtype=torch.bool, device=ids.device).tril()
+    name = "input_ids" if "input_ids" in given else "inputs_embeds"
+    device, (n, end) = given[name].device, given[name].shape[:2]
+    rows = [(token, k, j) for k, choice in enumerate(choices) for j, token in enumerate(choice)]
+    ids, number, place = torch.tensor(rows, device=device).T
+    sees = torch.ones(end + len(ids), end + len(ids), dtype=torch.bool, device=device).tril()
     sees[end:, end:] &= number[:, None] == number
-    sees = sees.expand(n, 1, rows, rows)
+    sees = sees.expand(n, 1, -1, -1)
     words = ids.expand(n, -1)
-    name, behind = "input_ids", words
-    if "input_ids" not in given:
-        name, behind = "inputs_embeds", model.get_input_embeddings()(words)
-    inputs = {**given, name: torch.cat([prompt, behind], 1)}
-    for name in ("token_type_ids", "mm_token_type_ids"):
-        if name in given:
-            inputs[name] = torch.cat([given[name], torch.zeros_like(words)], 1)
-    if model.config.model_type == "cogvlm2":
-        from cogvlm2 import image_positions
-
-        before = image_positions(given["token_type_ids"])
-        return inputs | {
-            "mask": sees,
-            "position_ids": torch.cat([before, before[:, -1:] + 1 + place], 1),
-        }
+    behind = {
+        name: words,
+        "token_type_ids": torch.zeros_like(words),
+        "mm_token_type_ids": torch.zeros_like(words),
+    }
+    if name == "inputs_embeds":
+        behind[name] = model.get_input_embeddings()(words)
+    inputs = given | {key: torch.cat([given[key], x], 1) for key, x in behind.items() if key in given}
     before = positions(model, given)
-    behind = before.amax((0, 2) if before.ndim == 3 else 1, keepdim=True) + 1 + place
-    behind = behind.expand(*before.shape[:-1], -1)
+    last = before.amax((0, 2) if before.ndim == 3 else 1, keepdim=True)
+    after = (last + 1 + place).expand(*before.shape[:-1], -1)
+    inputs["position_ids"] = torch.cat([before, after], -1)
+    if model.config.model_type == "cogvlm2":
+        return inputs | {"mask": sees}
     dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
-    mask = torch.zeros(sees.shape, dtype=dtype, device=ids.device).masked_fill(~sees, torch.finfo(dtype).min)
-    return inputs | {"attention_mask": mask, "position_ids": torch.cat([before, behind], -1)}
+    mask = torch.zeros(sees.shape, dtype=dtype, device=device)
+    return inputs | {"attention_mask": mask.masked_fill(~sees, torch.finfo(dtype).min)}
 
 
 def positions(model, given):
-    """Position ids of a prompt without padding, by the library's rules: [n, rows], or [3, n, rows] under M-RoPE."""
-    n, rows = given["attention_mask"].shape
-    if not hasattr(model.model, "get_rope_index"):
-        return torch.arange(rows, device=given["attention_mask"].device).expand(n, -1)
-    import inspect
+    """Position ids of an unpadded prompt by the library's rules: [n, rows], or [3, n, rows] under M-RoPE."""
+    if model.config.model_type == "cogvlm2":
+        from cogvlm2 import image_positions
 
-    accepted = inspect.signature(model.model.get_rope_index).parameters
-    return model.model.get_rope_index(**{name: given[name] for name in accepted if name in given})[0]
+        return image_positions(given["token_type_ids"])
+    if hasattr(model.model, "get_rope_index"):
+        accepted = inspect.signature(model.model.get_rope_index).parameters
+        return model.model.get_rope_index(**{name: given[name] for name in accepted if name in given})[0]
+    n, rows = given["attention_mask"].shape
+    return torch.arange(rows, device=given["attention_mask"].device).expand(n, -1)
 
 
 @torch.inference_mode()
 def likelihoods(model, processor, frames, question, choices, at):
-    """log p(choice | clip, question), [n, choices]: of clips uint8 [n, k, H, W, 3], in one forward pass a clip."""
+    """log p(choice | clip, question), [n, choices], of clips uint8 [n, k, H, W, 3]: a forward pass a clip."""
     tokenizer = getattr(processor, "tokenizer", processor)
     ids = [tokenizer(choice, add_special_tokens=False).input_ids for choice in choices]
     found = []
@@ -231,7 +256,7 @@ def likelihoods(model, processor, frames, question, choices, at):
 
 
 def answers_of(model, processor, frames, question, at, choices=()):
-    """Answers of load_to_answer's model, as of `answers_to`; of a streamed model the likeliest of the choices."""
+    """Answers of load_to_answer's model, as `answers_to`; of a streamed one the likeliest of the choices."""
     if getattr(model, "precision", None) != "streamed":
         return answers_to(model, processor, frames, question, at)
     found = likelihoods(model, processor, frames, question, choices, at)
@@ -244,7 +269,10 @@ MARK = "\ue000"  # place of the soft tokens in a chat: a private-use character, 
 
 
 def word_prompt(tokenizer, question, context=""):
-    """Token ids (before, after) the soft tokens in a chat: soft tokens, `context`, then the question; plain lines without a chat template."""
+    """Token ids (before, after) the soft tokens in a chat: soft tokens, `context`, then the question.
+
+    Without a chat template they are plain lines.
+    """
     text = f"{MARK}{context}\n{question}"
     if tokenizer.chat_template:
         messages = [{"role": "user", "content": text}]
@@ -258,9 +286,10 @@ def word_prompt(tokenizer, question, context=""):
 
 
 def word_batch(model, tokenizer, prompts, soft=None, answers=None):
-    """The model's inputs: inputs_embeds [n, L, D], padded on the left, attention_mask and position_ids [n, L].
+    """The model's inputs: inputs_embeds [n, L, D], padded on the left, attention_mask, position_ids [n, L].
 
-    With answers (text) also labels [n, L], -100 outside the answers. prompts: n results of `word_prompt`; soft [n, k, D] or None.
+    With answers (text) also labels [n, L], -100 outside the answers. prompts: n results of `word_prompt`;
+    soft [n, k, D] or None.
     """
     k = 0 if soft is None else soft.shape[1]
     targets, end = [[]] * len(prompts), tokenizer.eos_token_id
@@ -281,7 +310,10 @@ def word_batch(model, tokenizer, prompts, soft=None, answers=None):
 
 
 def answer_loss(model, batch):
-    """Cross-entropy [n] of the answers of a `word_batch`, averaged over each answer's tokens. Only the logits needed are computed."""
+    """Cross-entropy [n] of the answers of a `word_batch`, averaged over each answer's tokens.
+
+    Only the logits needed are computed.
+    """
     longest = int((batch["labels"] != -100).sum(1).max())
     given = {k: v for k, v in batch.items() if k != "labels"}
     logits = model(**given, logits_to_keep=longest + 1, use_cache=False).logits[:, :-1].float()
@@ -304,7 +336,7 @@ def mean_answer_loss(model, tokenizer, prompts, answers, soft=None, parts=2):
 
 @torch.inference_mode()
 def answered(model, tokenizer, prompts, soft=None, most=64, batch=128):
-    """Greedy answers (text) of at most `most` tokens to `prompts` of word_prompt, with soft [n, k, D] or without."""
+    """Greedy answers (text) of at most `most` tokens to `prompts` of word_prompt; soft [n, k, D] or None."""
     out = [""] * len(prompts)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i][0]) + len(prompts[i][1]))
     for start in range(0, len(order), batch):
@@ -319,7 +351,10 @@ def answered(model, tokenizer, prompts, soft=None, most=64, batch=128):
 
 
 class Soft(torch.nn.Module):
-    """Embeddings [n, dim] -> soft tokens [n, k, width]: layer norm and a linear map, or with `inner` an MLP. std: of the model's token embeddings."""
+    """Embeddings [n, dim] -> soft tokens [n, k, width]: layer norm and a linear map, or with `inner` an MLP.
+
+    std: of the model's token embeddings.
+    """
 
     def __init__(self, dim, width, k=8, inner=0, std=1.0):
         super().__init__()
@@ -342,7 +377,7 @@ def save_soft(path, soft, **more):
 
 
 def load_words(folder, model, name):
-    """(model with LoRA, Soft) that tune.py words wrote into `folder`, for the language model `model` called `name`."""
+    """(model with LoRA, Soft) that tune.py words wrote into `folder` for the language model `name`."""
     from peft import PeftModel
     from safetensors import safe_open
 
@@ -350,7 +385,8 @@ def load_words(folder, model, name):
     if not path.is_file() or not (Path(folder) / "adapter_model.safetensors").is_file():
         fail(f"{folder} lacks {path.name} or adapter_model.safetensors; run tune.py words")
     with safe_open(path, "pt") as file:
-        meta, weights = file.metadata(), {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 (no mapping)
+        meta, names = file.metadata(), list(file.keys())
+        weights = {name: file.get_tensor(name) for name in names}
     width = model.get_input_embeddings().embedding_dim
     if (meta["language"], int(meta["width"])) != (name, width):
         other = f"{meta['language']} (width {meta['width']})"
@@ -364,7 +400,10 @@ def load_words(folder, model, name):
 
 
 def cached(key, stamp, answer_all, cache, out, mode="trajectories"):
-    """{texts, seconds, memory} of a method: from `cache` if its stamp is equal (None: never), else from answer_all(), saved to `out`."""
+    """{texts, seconds, memory} of a method: of `cache` if its stamp is equal (None: never), or answer_all().
+
+    What is new is saved to `out`.
+    """
     if stamp is None or cache.get(key, {}).get("stamp") != stamp:
         peak_memory(reset=True)
         started, texts = time.time(), answer_all()

@@ -1,9 +1,9 @@
-"""Checkpoints: their files, their weights one by one, adapters, weights of an untrained network, and why one fails.
+"""Checkpoints: files, weights one by one, quantised weights, adapters, untrained weights; why one fails.
 
-A checkpoint is a folder or a repository of the hub. Plain weights (safetensors, or pytorch_model.bin) are read when
-they are needed, so that a model that does not fit can be streamed. Adapters and quantised weights are merged or
-dequantised by their libraries in the CPU's memory first, and served from there. Untrained weights are drawn: the
-same by seed and name, in whatever order they are read.
+A checkpoint is a folder or a repository of the hub. Plain weights (safetensors, pytorch_model.bin) are read
+when they are needed, so that a model that does not fit can be streamed. Quantised weights and adapters are
+dequantised and merged by their libraries in the CPU's memory first, and served from there. Untrained weights
+are drawn: the same by seed and name, in whatever order they are read.
 """
 
 import contextlib
@@ -83,10 +83,10 @@ REMEDIES = {
     r"trust_remote_code": "code from the hub is not executed here; use a model of `python extract.py --list`",
     r"transformers *[><=!~]=? *[\d.]+|does not recognize this architecture": "`pip install -U transformers` "
     f"({version('transformers')} is installed)",
-    r"[Uu]nrecognized (image|video) processor|image_processor_type|preprocessor_config": "fetch the repository's "
-    "present preprocessor_config.json into the folder",
-    r"[Tt]okenizer|SentencePiece|tiktoken": "fetch the repository's tokenizer.json and tokenizer_config.json into "
-    "the folder",
+    r"[Uu]nrecognized (image|video) processor|image_processor_type|preprocessor_config": "fetch the present "
+    "preprocessor_config.json of the repository into the folder",
+    r"[Tt]okenizer|SentencePiece|tiktoken": "fetch the repository's tokenizer.json and "
+    "tokenizer_config.json into the folder",
 }
 
 
@@ -107,8 +107,8 @@ def trouble(error, entry):
 def attempt(build, entry):
     """Run a loader; exit 2 with one sentence and the remedy where it raises.
 
-    `build` returns a processor, a config, or (model, loading info); missing weights exit 2, since they would be
-    random, and so do scales without a method of quantisation, since weights without them are wrong.
+    `build` returns a processor, a config, or (model, loading info); missing weights exit 2, since they would
+    be random, and so do scales of quantised weights without their method.
     """
     where = entry["path"]
     try:
@@ -121,9 +121,7 @@ def attempt(build, entry):
         if missing := sorted(info["missing_keys"]):
             fail(f"{where} lacks weights ({len(missing)}, {missing[0]} first); fetch the whole checkpoint")
         if scales := [name for name in sorted(info["unexpected_keys"]) if SCALES.search(name)]:
-            fail(
-                f"{where} holds {scales[0]} of quantised weights, but states no quantization_config; {ORIGINAL}"
-            )
+            fail(f"{where} holds {scales[0]} of quantised weights, but no quantization_config; {ORIGINAL}")
         return model
     return found
 
@@ -157,7 +155,7 @@ def read_json(path):
 
 
 def pin(entry):
-    """Arguments of from_pretrained: the revision, if given, and no code from the hub (it would be asked for)."""
+    """Arguments of from_pretrained: the revision, if given, and no code from the hub."""
     return {"trust_remote_code": False} | ({"revision": entry["revision"]} if entry.get("revision") else {})
 
 
@@ -198,8 +196,8 @@ def cached_folder(entry):
 def reachable(entry):
     """The entry; with the cached snapshot as its path where the hub cannot be reached.
 
-    Without a network, transformers requests each of several files six times, which takes minutes; this requests
-    one file once.
+    Without a network, transformers requests each of several files six times, which takes minutes; this
+    requests one file once.
     """
     path = entry["path"]
     if Path(path).is_dir():
@@ -225,7 +223,7 @@ def resolved_commit(entry):
 
 
 def fingerprint(path):
-    """Identity of a checkpoint (a path or an entry): the hub's name and commit, or a digest of the content."""
+    """Identity of a checkpoint (a path or an entry): the hub's name and commit, or a digest of content."""
     entry = path if isinstance(path, dict) else {"path": path}
     if entry.get("adapter"):
         return f"{fingerprint(entry | {'adapter': None})}+{fingerprint(entry['adapter'])}"
@@ -259,7 +257,7 @@ def sample_of(file, blocks=64, block=64 * 1024):
 
 
 def stored_bytes(entry, dtype):
-    """Bytes of a checkpoint's weights in `dtype`: by its files' headers or, where they are not here, the registry."""
+    """Bytes of a checkpoint's weights in `dtype`: by its files, or the registry where they are not here."""
     folder = Path(entry["path"]) if Path(entry["path"]).is_dir() else cached_folder(entry)
     tensors = []
     for file in folder.glob("*.safetensors") if folder else ():
@@ -321,10 +319,11 @@ class Weights:
 
     def ready(self, names):
         """Open the files of these weights; exit 2 for a missing or truncated one before the work starts."""
-        attempt(lambda: [self.open(file) for file in {self.where[name][0] for name in names}], self.entry)
+        files = {self.where[name][0] for name in names}
+        attempt(lambda: [self.open(file) for file in files], self.entry)
 
     def read(self, names):
-        """(name, tensor on the CPU in the model's dtype) of each; a copy, since a mapped one is read at first use."""
+        """(name, tensor on the CPU in the model's dtype) of each; copied, as mapped ones are read at use."""
         groups = {}
         for name in names:
             groups.setdefault(self.where[name][:2], []).append(name)
@@ -351,7 +350,7 @@ class Converted(Exception):
 
 
 class Loaded:
-    """Weights that a library has read already into `whole`, in the CPU's memory. The interface is that of Weights."""
+    """Weights that a library has read into `whole`, in the CPU's memory. The interface is that of Weights."""
 
     def __init__(self, model, whole):
         self.state, self.bytes = whole.state_dict(), 0
@@ -386,18 +385,23 @@ DEQUANTISED = {
 }
 
 
+def quantisation_config(entry):
+    """What a checkpoint states of the quantisation of its weights; {} for plain ones."""
+    config = config_of(entry)
+    for part in (config, config.get("text_config"), config.get("llm_config")):
+        if part and part.get("quantization_config"):
+            return part["quantization_config"]
+    # AutoGPTQ and AutoAWQ once wrote files of their own
+    for method, name in (("gptq", "quantize_config.json"), ("awq", "quant_config.json")):
+        file = Path(entry["path"], name)
+        if file.is_file():
+            return {"quant_method": method} | read_json(file)
+    return {}
+
+
 def quantisation(entry):
     """(method, words for it) of a checkpoint's quantised weights; (None, "") for plain ones."""
-    config = config_of(entry)
-    parts = [config, config.get("text_config"), config.get("llm_config")]
-    found = next(
-        (part["quantization_config"] for part in parts if part and part.get("quantization_config")), {}
-    )
-    for file in ("quantize_config.json", "quant_config.json"):  # of AutoGPTQ and AutoAWQ, beside config.json
-        if not found and Path(entry["path"], file).is_file():
-            found = {"quant_method": "gptq" if "ize" in file else "awq"} | read_json(
-                Path(entry["path"], file)
-            )
+    found = quantisation_config(entry)
     if not found:
         return None, ""
     method = found.get("quant_method") or "bitsandbytes"
@@ -450,7 +454,7 @@ DRAWN = True, False, "gaussian", "eva", "orthogonal", "pissa", "olora"
 
 
 def merged(model, entry):
-    """The model with the entry's adapter merged by peft. Raises ValueError where it cannot be, or does not fit."""
+    """The model with the entry's adapter merged by peft. Raises ValueError where it cannot be merged."""
     from peft import PeftConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
     from peft.utils import load_peft_weights
 
@@ -465,21 +469,14 @@ def merged(model, entry):
         raise ValueError(f"it is of type {config.peft_type}, which changes no weights; it cannot be merged")
     drawn = getattr(config, "init_lora_weights", True)
     if drawn not in DRAWN:
-        convert = (
-            "convert it where it was trained (save_pretrained with path_initial_model_for_weight_conversion)"
-        )
-        raise ValueError(
-            f"init_lora_weights={drawn!r} has changed its base model at random or by data; {convert}"
-        )
+        convert = "save_pretrained(path_initial_model_for_weight_conversion=...) converts it"
+        raise ValueError(f"init_lora_weights={drawn!r} has changed its base at random or by data; {convert}")
     whole = PeftModel(model, config)  # takes from the base weights what PiSSA and OLoRA began with
     fitting = set(get_peft_model_state_dict(whole, save_embedding_layers=False))
     found = {}
     for name, x in load_peft_weights(folder, device="cpu").items():
         found[name if name in fitting else new_name(model, name, fitting)] = x
-    for what, names in (
-        ("lacks", fitting - set(found)),
-        ("holds, without a place in this base,", set(found) - fitting),
-    ):
+    for what, names in (("lacks", fitting - set(found)), ("has no place for", set(found) - fitting)):
         if names:
             raise ValueError(f"it {what} {min(names)} and {len(names) - 1} more")
     set_peft_model_state_dict(whole, found)
@@ -571,3 +568,28 @@ class Untrained:
                 yield name, first_values(own, self.like[name], generator).to(self.like[name].dtype)
             else:
                 yield name, self.drawn(parent)[child]._parameters[own].to(self.like[name].dtype)
+
+
+# ---------------------------------------------------------------- autoencoders of diffusers
+
+
+def load_video_vae(entry, device="cpu", dtype=None, random_seed=None):
+    """(model, None) of a video autoencoder. LTX-Video's takes 8k+1 frames and silently drops others.
+
+    Always in fp32: in bf16 a round trip is off by 0.1 grey levels, in fp32 by 0.004.
+    """
+    from accelerate import init_empty_weights
+    from diffusers import AutoencoderKLLTXVideo as Vae
+
+    entry = reachable(entry)
+    more = {k: entry[k] for k in ("subfolder", "revision") if entry.get(k)}
+    if random_seed is None:
+        more |= {"torch_dtype": torch.float32, "output_loading_info": True}
+        model = attempt(lambda: Vae.from_pretrained(entry["path"], **more), entry)
+    else:
+        stored = attempt(lambda: Vae.load_config(entry["path"], **more), entry)
+        with init_empty_weights(include_buffers=False):
+            model = Vae.from_config(stored)
+        weights = Untrained(model, random_seed)
+        fill(model, weights, weights.like, device)
+    return model.to(device).eval(), None

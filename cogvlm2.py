@@ -558,7 +558,7 @@ def cogvlm2_layout(entry, dtype):
 
 
 def internvl2_layout(entry, dtype):
-    """InternVL2's original layout, mapped onto the native class; the processor is None without tokenizer.model."""
+    """InternVL2's own layout, mapped onto the native class; the processor is None without tokenizer.model."""
     from transformers import InternVLForConditionalGeneration
 
     old = config_of(entry)

@@ -42,7 +42,17 @@ import torch
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from answering import answerable, answered, answers_of, cached, load_to_answer, load_words, word_prompt
+from answering import (
+    answerable,
+    answered,
+    answers_of,
+    cached,
+    check_asked,
+    load_to_answer,
+    load_words,
+    spread,
+    word_prompt,
+)
 from checkpoints import fingerprint, resolved_commit
 from claims import (
     CLAIMS,
@@ -117,12 +127,10 @@ from models import (
     OPTIONS,
     RATE,
     answers_to,
-    check_asked,
     find_model,
     greedy_tokens,
     load_language,
     put_to,
-    spread,
 )
 from stats import (
     criterion,
@@ -758,9 +766,8 @@ def ask_generated_clips(generated_clips, questions, counts, entry, where, out, m
             for (question, length), members in together.items():
                 at = spread(length, k)
                 for some in (members[n : n + batch] for n in range(0, len(members), batch)):
-                    shown = torch.stack(
-                        [frames_of({"frames": generated_clips[n]["frames"][at]}, meta["size"]) for n in some]
-                    )
+                    shown = [generated_clips[n]["frames"][at] for n in some]
+                    shown = torch.stack([frames_of({"frames": x}, meta["size"]) for x in shown])
                     among = options if kind == "options" else ()
                     found = answers_of(model, processor, shown, question, (at, length), among)
                     for n, text in zip(some, found, strict=True):
@@ -903,10 +910,8 @@ def run_describe(args, started):
     if not all(k.isdecimal() and int(k) > 1 for k in counts):
         fail(f"--frames {args.frames} are not numbers of 2 or more, separated by commas; give, say, 3,8,16")
     items, index = load_items(args.generated)
-    generated_clips, main = (
-        generated_clips_to_describe(items, index, args.generated, args.clips),
-        index.get("conditioning", "real"),
-    )
+    generated_clips = generated_clips_to_describe(items, index, args.generated, args.clips)
+    main = index.get("conditioning", "real")
     real, every = generated_clips["real"], [i for these in generated_clips.values() for i in these]
     longest = max(len(i["frames"]) for i in every)
     used = {int(k): min(int(k), longest) for k in counts}
@@ -934,17 +939,9 @@ def run_describe(args, started):
         "dtype": precision,
         "generated": digest.hexdigest()[:16],
     }
-    answers = ask_generated_clips(
-        every,
-        questions,
-        sorted(set(used.values())),
-        entry,
-        (device, dtype),
-        out.with_name(f"{out.stem}-answers.pt"),
-        meta,
-        args.batch,
-        options,
-    )
+    path, shown = out.with_name(f"{out.stem}-answers.pt"), sorted(set(used.values()))
+    how = meta, args.batch, options
+    answers = ask_generated_clips(every, questions, shown, entry, (device, dtype), path, *how)
 
     truth = [action_of(i) for i in real]
     train_actions = [
@@ -1325,13 +1322,11 @@ def vlm_answers(name, model, processor, items, asks, k, size, batch, hint):
         for (question, length), members in together.items():
             at = spread(length, k)
             for some in (members[n : n + batch] for n in range(0, len(members), batch)):
-                shown = torch.stack(
-                    [frames_of({"frames": items[asks[n].item]["frames"][at]}, size) for n in some]
-                )
+                shown = [items[asks[n].item]["frames"][at] for n in some]
+                shown = torch.stack([frames_of({"frames": x}, size) for x in shown])
                 prefix = f"{HINT.format(length)} You see frames {', '.join(map(str, at))}. " if hint else ""
-                for n, text in zip(
-                    some, answers_to(model, processor, shown, prefix + question, (at, length)), strict=True
-                ):
+                found = answers_to(model, processor, shown, prefix + question, (at, length))
+                for n, text in zip(some, found, strict=True):
                     texts[n] = text
                 bar.update(len(some))
     return texts

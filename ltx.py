@@ -19,7 +19,8 @@ from models import find_model, load_video_vae
 def flatten_stills(model):
     """Make an autoencoder three times as fast on single images, with the same arithmetic.
 
-    It pads a clip in time with copies of the end frames, so on one frame a 3D convolution is a 2D one by the kernel's sum over time.
+    It pads a clip in time with copies of the end frames, so on one frame a 3D convolution is a 2D one by the
+    kernel's sum over time.
     """
     from diffusers.models.autoencoders.autoencoder_kl_ltx import LTXVideoCausalConv3d
 
@@ -86,7 +87,7 @@ def encode_generated_clips(vae, clips):
 
 
 def autoencoder_of(entry):
-    """The entry of a pipeline's autoencoder: in its folder, else the registry's `vae`, else the folder vae beside it."""
+    """The entry of a pipeline's autoencoder: in its folder, the registry's, or the folder vae beside it."""
     where = Path(entry["path"])
     if where.is_dir() and not (where / "vae").is_dir():
         return find_model(entry.get("vae") or str(where.with_name("vae")))
@@ -94,7 +95,7 @@ def autoencoder_of(entry):
 
 
 def load_video_pipeline(entry, device="cpu", dtype=torch.float32):
-    """(diffusers' LTXImageToVideoPipeline, None). For several frames: `LTXConditionPipeline(**pipeline.components)`.
+    """(diffusers' LTXImageToVideoPipeline, None); its components serve LTXConditionPipeline (several frames).
 
     Its autoencoder is in fp32: generate with output_type="latent", then call decode_generated_clips.
     """
@@ -121,7 +122,8 @@ def load_video_pipeline(entry, device="cpu", dtype=torch.float32):
 
 
 def geometry(entry):
-    """From the pipeline's configurations: frames (time) and pixels (space) per latent, channels (latents), prompt width before (prompt) and after (caption) projection."""
+    """From the pipeline's configurations: frames (time) and pixels (space) of a latent, channels (latents),
+    the prompt's width before (prompt) and after (caption) projection."""
     from accelerate import init_empty_weights
     from diffusers import AutoencoderKLLTXVideo
 
@@ -155,7 +157,7 @@ def images_of(vae, z):
 
 
 def caption(item):
-    """The prompt of a generated clip: from object and direction in the small pipeline's words, or else the item's text."""
+    """A generated clip's prompt: object and direction in the small pipeline's words, or the item's text."""
     return (
         f"the {item['names'][-1]} moves {item['direction']}"
         if item.get("names") and "direction" in item

@@ -1,4 +1,4 @@
-"""Models by name or folder: the registry, loading of VLMs, encoders, language models and autoencoders, and asking."""
+"""Models by name or folder: the registry, loading (whole, or empty to be filled), and questions to VLMs."""
 
 import difflib
 import math
@@ -23,6 +23,7 @@ from checkpoints import (
     dequantised,
     fill,
     hub_file,
+    load_video_vae,
     merged,
     pin,
     quantisation,
@@ -39,7 +40,7 @@ from media import frames_of
 # ---------------------------------------------------------------- models by name
 
 TINY, LTX = "results/tiny/checkpoints", "LTXImageToVideoPipeline"
-REGISTRY = HERE / "models.yaml"  # the models known by name, and common wrong names
+HUB_NAME = r"[\w-][\w.-]*/[\w.-]+"  # owner/name
 
 
 def tuples(x):
@@ -48,35 +49,26 @@ def tuples(x):
 
 
 def read_registry():
-    """({name: entry}, {wrong name: what it is and what to use}, {model type: why it has no features}) of models.yaml."""
-    found = load_yaml(REGISTRY)
-    entries = {
-        name: {key: tuples(value) for key, value in row.items()} for name, row in found["models"].items()
-    }
-    wrong = {}
+    """models.yaml: {name: entry}, {wrong name: what to use}, {model type: why it has no features}."""
+    found, wrong = load_yaml(HERE / "models.yaml"), {}
+    for row in found["models"].values():
+        row |= {key: tuples(value) for key, value in row.items()}
     for names, correction in found["misnomers"].items():
         wrong |= dict.fromkeys(names.split(), correction)
-    return entries, wrong, found["refused"]
+    return found["models"], wrong, found["refused"]
 
 
 MODELS, MISNOMERS, REFUSED = read_registry()
 # sides of these are in whole tokens, as in the registry: image_size is none, or the largest
 ANY_SIDE = ("qwen", "dino", "glm4v", "glm46v", "mistral3", "pixtral")
 # types that transformers lists nowhere, or among models that both see and write
-KIND_OF_TYPE = {
-    **dict.fromkeys(("internvl_chat", "cogvlm2"), "vlm"),
-    **dict.fromkeys(("dinov2", "dinov3_vit", "siglip", "grounding-dino", "vjepa2"), "encoder"),
-    **dict.fromkeys(("owlvit", "owlv2"), "encoder"),
-    "tracker": "tracker",
-    "AutoencoderKLLTXVideo": "vae",
-    LTX: "video",
-}
-
-HUB_NAME = r"[\w-][\w.-]*/[\w.-]+"  # owner/name
+KIND_OF_TYPE = dict.fromkeys(("internvl_chat", "cogvlm2"), "vlm") | {"tracker": "tracker", LTX: "video"}
+KIND_OF_TYPE |= dict.fromkeys(("dinov2", "dinov3_vit", "siglip", "grounding-dino", "vjepa2"), "encoder")
+KIND_OF_TYPE |= dict.fromkeys(("owlvit", "owlv2"), "encoder") | {"AutoencoderKLLTXVideo": "vae"}
 
 
 def registry_name(name):
-    """The registry's name for `name`: the same in any case, a hub repository, or a repository without its owner."""
+    """The registry's name for `name`: in any case, of a hub repository, or of one without its owner."""
     if name.lower() in MODELS:
         return name.lower()
     for registered, entry in MODELS.items():
@@ -87,77 +79,75 @@ def registry_name(name):
 
 
 def folder_name(path):
-    """The name in results: of a path, the last name that is no number, adapter or model; of <model>/<data>/tuned, all three."""
+    """The name in results: a path's last that is no number, adapter or model; all of <model>/<data>/tuned."""
     names = [name for name in Path(os.path.abspath(path)).parts if not name.isdecimal()]
     names = names[:-1] if names[-1] in ("adapter", "model") else names
     return "-".join(names[-3:]) if names[-1] == "tuned" else names[-1]
 
 
 def find_model(name, base=None):
-    """The entry of a name of the registry or the hub, or of a folder: kind, type, path, weights, sides in pixels.
+    """The entry of a name of the registry or the hub, or of a folder: kind, type, path, weights, sides.
 
-    Of a peft folder it is the entry of the base model, with `adapter`; base: use this base model instead of the
-    one that the folder names.
+    Of a peft folder, that of its base model, with `adapter`; base: a base in place of the one that it names.
     """
-    if name not in MODELS and (Path(name) / ADAPTER_CONFIG).is_file():
-        return _adapted(name, base)
+    folder = name not in MODELS and Path(name).is_dir()
+    if folder and Path(name, ADAPTER_CONFIG).is_file():
+        return adapted(name, base)
     if base:
         fail(f"--base {base} goes with an adapter, and {name} has no {ADAPTER_CONFIG}; leave it out")
-    if name not in MODELS and Path(name).is_dir():
-        config = next((Path(name) / f for f in CONFIGS if Path(name, f).is_file()), None)
+    if folder:
+        config = next((Path(name, file) for file in CONFIGS if Path(name, file).is_file()), None)
         if not config:
             fail(f"{name} has no config.json; give a folder written by save_pretrained")
         entry = described(read_json(config), name)
     else:
-        if correction := MISNOMERS.get(name.lower()) or MISNOMERS.get(Path(name).name.lower()):
-            fail(f"{name!r} {correction}")
-        entry = MODELS.get(registry_name(name))
-        if not entry and re.fullmatch(HUB_NAME, name):
-            entry = described(config_of({"path": name}), name)
-        if not entry and "/" in name:
-            fail(
-                f"there is no folder {name}; give a folder, a name of the hub, or one of `extract.py --list`"
-            )
         name = registry_name(name)
-        entry = dict(entry or check_choice(name, MODELS, "model"))
-        if entry["path"].startswith(TINY):
-            entry["path"] = str(HERE / entry["path"])
-            if not any(Path(entry["path"], f).is_file() for f in CONFIGS):
-                fail(f"{entry['path']} does not exist; run tiny.py, which trains it")
-    return {"name": folder_name(name), **entry, **_noted(entry["path"])}
+        entry = dict(MODELS.get(name) or named(name))
+    if entry["path"].startswith(TINY):
+        entry["path"] = str(HERE / entry["path"])
+        if not any(Path(entry["path"], file).is_file() for file in CONFIGS):
+            fail(f"{entry['path']} does not exist; run tiny.py, which trains it")
+    return {"name": folder_name(name), **entry, **noted(entry["path"])}
+
+
+def named(name):
+    """The entry of a name that is not the registry's, of the hub; exit 2 for a misnomer and for any other."""
+    if correction := MISNOMERS.get(name.lower()) or MISNOMERS.get(Path(name).name.lower()):
+        fail(f"{name!r} {correction}")
+    if re.fullmatch(HUB_NAME, name):
+        return described(config_of({"path": name}), name)
+    if "/" in name:
+        fail(f"there is no folder {name}; give a folder, a name of the hub, or one of `extract.py --list`")
+    return check_choice(name, MODELS, "model")
 
 
 def kind_of(model_type, config, where):
-    """The kind of a model type: the registry's, else by transformers' lists of classes; exit 2 for any other."""
+    """The kind of a model type: the table's, or by transformers' lists of classes; exit 2 for any other."""
     if model_type in KIND_OF_TYPE:
         return KIND_OF_TYPE[model_type]
     if model_type in REFUSED:
         fail(f"{where} is of type {model_type}, which {REFUSED[model_type]}")
-    from transformers.models.auto import modeling_auto
+    from transformers.models.auto import modeling_auto as lists
 
-    if model_type in modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+    if model_type in lists.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
         return "vlm"
-    if model_type in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and "vision_config" not in config:
+    if model_type in lists.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and "vision_config" not in config:
         return "language"
-    if model_type in modeling_auto.MODEL_MAPPING_NAMES and {"vision_config", "image_size", "num_channels"} & {
-        *config
-    }:
+    known = model_type in lists.MODEL_MAPPING_NAMES
+    if known and {"vision_config", "image_size", "num_channels"} & set(config):
         return "encoder"
     if "auto_map" in config:
         near = difflib.get_close_matches(Path(where).name.lower(), MODELS, 1, 0.6)
         use = near[0] if near else "a model of `python extract.py --list`"
         fail(f"{where} needs code from the hub, which is not executed here; use {use}")
-    if model_type in modeling_auto.MODEL_MAPPING_NAMES:
-        fail(
-            f"{where} is of type {model_type}, which neither sees nor writes; give a VLM, an encoder or an LM"
-        )
-    if not model_type:
-        fail(f"{where}/config.json states no model_type; give a folder written by save_pretrained")
-    fail(f"{where} is of type {model_type!r}, which transformers {version('transformers')} does not have")
+    if known:
+        fail(f"{where} is of type {model_type}, which neither sees nor writes; give a model that does")
+    what = f"of type {model_type!r}" if model_type else "of no model_type"
+    fail(f"{where} is {what}, which transformers {version('transformers')} does not have")
 
 
 def described(config, path):
-    """The entry of a checkpoint that the registry does not have, from its config.json (or model_index.json)."""
+    """The entry of a checkpoint that the registry does not have, from its config.json or model_index.json."""
     model_type = config.get("model_type") or config.get("_class_name") or ""
     if config.get("architectures") == ["CogVLMForCausalLM"]:
         model_type = "cogvlm2"
@@ -179,40 +169,39 @@ def described(config, path):
     return entry | {"size": size, "clip": clip}
 
 
-def _noted(folder):
-    """Contents of a checkpoint's weights.yaml: `weights`, the origin; `size` and `clip`, as in MODELS; `own_shape`, where tune.py
-    tuned it at the images' aspect ratio: for Qwen (token, most) of `fitted`, else empty."""
-    note, noted = Path(folder) / "weights.yaml", {"weights": "pretrained"}
+def noted(folder):
+    """What a checkpoint's weights.yaml states: `weights`, the origin; `size` and `clip`; `own_shape`, where
+    tune.py tuned it at the images' aspect ratio: for Qwen (token, most) of `fitted`, else empty."""
+    note, found = Path(folder) / "weights.yaml", {"weights": "pretrained"}
     if Path(folder).is_dir():
-        noted = load_yaml(note) if note.is_file() else {"weights": "unstated"}
-    return {k: noted[k] for k in ("weights", "size", "clip", "own_shape") if k in noted}
+        found = load_yaml(note) if note.is_file() else {"weights": "unstated"}
+    return {k: found[k] for k in ("weights", "size", "clip", "own_shape") if k in found}
 
 
-def _adapted(name, base=None):
-    """The entry of a peft folder (tune.py train, LLaMA-Factory, Unsloth): that of its base model, with the adapter."""
+def adapted(name, base=None):
+    """The entry of a peft folder (of tune.py, LLaMA-Factory, Unsloth): its base model's, with the adapter."""
     file = f"{name}/{ADAPTER_CONFIG}"
-    found = read_json(file)
-    base = base or found.get("base_model_name_or_path")
+    base = base or read_json(file).get("base_model_name_or_path")
     if not base:
         fail(f"the adapter {name} names no base model in {file}; give it with --base FOLDER")
     known = next((n for n, entry in MODELS.items() if entry["path"] == base), registry_name(base))
     if known not in MODELS and not Path(base).is_dir():
-        found = None
+        found, why = None, ""
         try:
             found = re.fullmatch(HUB_NAME, base) and hub_file({"path": base}, CONFIGS[0])
         except Exception as e:  # of the hub, or of the network
-            print(f"{base}: {trouble(e, {'path': base})}")
+            why = f" ({trouble(e, {'path': base})})"
         if not found:
-            where = f"the base model {base!r} of the adapter {name} is not here"
+            where = f"the base model {base!r} of the adapter {name} is not here{why}"
             fail(f"{where}; give --base FOLDER (extract.py, explain.py), or change it in {file}")
     entry = find_model(known)
     if "adapter" in entry:
         fail(f"the base {base} of {name} is an adapter too; merge that one, and give the folder as --base")
-    return entry | {"name": folder_name(name), "adapter": str(name)} | _noted(name)
+    return entry | {"name": folder_name(name), "adapter": str(name)} | noted(name)
 
 
 def model_of(index):
-    """The entry of the model of a features index, by its name or the folder given to extract.py; {} where neither exists."""
+    """The entry of the model of a features index, by its name or folder; {} where neither is here."""
     if index["model"] in MODELS:
         return find_model(index["model"])
     arguments = index.get("run", {}).get("arguments", {})
@@ -223,8 +212,8 @@ def model_of(index):
 
 # ---------------------------------------------------------------- loading
 
-# model type -> (model, processor) where an encoder is not (AutoModel, AutoImageProcessor). Grounding DINO needs
-# its detector class: AutoModel would miss an unused layer norm of Swin that files of older versions lack.
+# model type -> (model, processor) where an encoder is not (AutoModel, AutoImageProcessor). Grounding DINO
+# needs its detector class: AutoModel would miss an unused layer norm of Swin that older files lack.
 DETECTOR = "AutoModelForZeroShotObjectDetection"
 ENCODER_CLASSES = dict.fromkeys(("owlvit", "owlv2"), (DETECTOR, "AutoImageProcessor"))
 ENCODER_CLASSES |= {
@@ -248,9 +237,9 @@ def auto_classes(entry):
 
 
 def load_transformer(entry, device="cpu", dtype=torch.float32, random_seed=None, quantised=None):
-    """(model, processor) of a VLM, (model, image processor) of an encoder, (model, tokenizer) of a language model.
+    """(model, processor); of an encoder its image processor, of a language model its tokenizer.
 
-    random_seed: the same architecture, untrained; quantised: transformers' quantization_config, to load it in 4 bits.
+    random_seed: the same architecture, untrained; quantised: transformers' quantization_config, of 4 bits.
     """
     entry = reachable(entry)
     if random_seed is None and not entry.get("adapter") and entry.get("type") not in OWN_LAYOUT:
@@ -279,7 +268,7 @@ def from_library(entry, device="cpu", dtype=torch.float32, **more):
 
 
 def loaded_whole(entry, dtype):
-    """The model of a checkpoint that a library must read whole, in the CPU's memory: an adapter merged into its
+    """The model of a checkpoint that a library reads whole, in the CPU's memory: an adapter merged into its
     base, or quantised weights dequantised. None for plain weights."""
     base = {key: value for key, value in entry.items() if key != "adapter"}
     method = readable_method(base, original_of(base))
@@ -295,9 +284,9 @@ def loaded_whole(entry, dtype):
 
 
 def original_of(entry):
-    """ "use ..." the checkpoint that a quantised one was made from: the registry's of the nearest name."""
+    """What to use for a quantised checkpoint: the registry's of the same type and the nearest name."""
     name = Path(entry["path"]).name.lower()
-    same = {Path(e["path"]).name.lower(): n for n, e in MODELS.items() if e.get("type") == entry["type"]}
+    same = {Path(e["path"]).name.lower(): n for n, e in MODELS.items() if e["type"] == entry["type"]}
     near = difflib.get_close_matches(name, same, 1, 0.7)
     return f"use the original, {MODELS[same[near[0]]]['path']}" if near else ORIGINAL
 
@@ -310,65 +299,36 @@ def without_cache(model):
     return model
 
 
-# files of a processor, one of each row is needed: of its images, of its words
-PROCESSOR_FILES = (
-    ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json"),
-    ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json"),
-)
+# files of a processor: of its images and of its words; one of each row is needed
+OF_IMAGES = "preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json"
+OF_WORDS = "tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json"
 
 
 def processor_of(entry):
-    """The processor or tokenizer alone; exit 2 naming the file that lacks."""
+    """The processor or tokenizer alone; exit 2 naming a file that is missing."""
     entry = reachable(entry)
-    needed = {"encoder": PROCESSOR_FILES[:1], "language": PROCESSOR_FILES[1:]}.get(
-        entry["kind"], PROCESSOR_FILES
-    )
-    for names in needed if Path(entry["path"]).is_dir() else ():
-        if not any(Path(entry["path"], name).is_file() for name in names):
-            fetch = f"fetch it from the model's repository with `hf download REPOSITORY {names[0]}`"
-            fail(f"{entry['path']} has no {names[0]}; {fetch}")
-    processor = attempt(
-        lambda: list(auto_classes(entry))[1].from_pretrained(entry["path"], **pin(entry)), entry
-    )
-    if entry["kind"] == "vlm" and not hasattr(processor, "image_processor"):
-        fail(
-            f"{entry['path']} has a {type(processor).__name__} alone; fetch its preprocessor_config.json too"
-        )
+    where, kind = Path(entry["path"]), entry["kind"]
+    for names, without in ((OF_IMAGES, "language"), (OF_WORDS, "encoder")):
+        if where.is_dir() and kind != without and not any((where / name).is_file() for name in names):
+            fetch = f"`hf download REPOSITORY {names[0]} --local-dir {where}` fetches it"
+            fail(f"{where} has no {names[0]}; {fetch} from the model's repository")
+    _, processor_class = auto_classes(entry)
+    processor = attempt(lambda: processor_class.from_pretrained(entry["path"], **pin(entry)), entry)
+    if kind == "vlm" and not hasattr(processor, "image_processor"):
+        fail(f"{where} has a {type(processor).__name__} alone; fetch its {OF_IMAGES[0]} too")
     return processor
 
 
-def load_video_vae(entry, device="cpu", dtype=None, random_seed=None):
-    """(model, None) of a video autoencoder. LTX-Video's takes 8k+1 frames and silently drops others.
-
-    Always in fp32: in bf16 a round trip is off by 0.1 grey levels, in fp32 by 0.004.
-    """
-    from accelerate import init_empty_weights
-    from diffusers import AutoencoderKLLTXVideo as Vae
-
-    entry = reachable(entry)
-    more = {k: entry[k] for k in ("subfolder", "revision") if entry.get(k)}
-    if random_seed is None:
-        more |= {"torch_dtype": torch.float32, "output_loading_info": True}
-        model = attempt(lambda: Vae.from_pretrained(entry["path"], **more), entry)
-    else:
-        stored = attempt(lambda: Vae.load_config(entry["path"], **more), entry)
-        with init_empty_weights(include_buffers=False):
-            model = Vae.from_config(stored)
-        weights = Untrained(model, random_seed)
-        fill(model, weights, weights.like, device)
-    return model.to(device).eval(), None
-
-
-# ---------------------------------------------------------------- a network without weights, and where to read them
+# ---------------------------------------------------------------- an empty network, and its weights
 
 # A layout is a function (entry, dtype) -> (build, processor, names). build() makes the network with initial
-# weights. names(model) -> (new_names, parts) maps a tensor of the checkpoint: new_names(name) are its names in
-# the model, parts(name, tensor) its parts.
+# weights. names(model) -> (new_names, parts) maps a tensor of the checkpoint: new_names(name) are its names
+# in the model, parts(name, tensor) its parts.
 
 
 def skeleton(entry, dtype, device="cpu", random_seed=None):
-    """(model, processor, weights): parameters are empty (meta device), buffers are real. `weights` reads parameters from the checkpoint or,
-    with `random_seed`, draws them."""
+    """(model, processor, weights): parameters are empty (meta device), buffers are real. `weights` reads them
+    from the checkpoint or, with `random_seed`, draws them."""
     from accelerate import init_empty_weights
 
     if entry.get("kind") == "video":
@@ -397,7 +357,7 @@ def skeleton(entry, dtype, device="cpu", random_seed=None):
 def native_layout(entry, dtype):
     """The layout of transformers' classes, whose rules rename the weights of older checkpoints.
 
-    Raises Converted for weights that its rules also split or join (experts, a gated MLP stored as one matrix).
+    Its new_names raises Converted for weights that the rules also split or join (experts, a gated MLP).
     """
     from transformers import AutoConfig
 
@@ -436,12 +396,7 @@ def layout_of(entry):
     return getattr(cogvlm2, name) if name else native_layout
 
 
-LOADERS = {
-    "vlm": load_vlm,
-    "encoder": load_encoder,
-    "language": load_language,
-    "vae": load_video_vae,
-}
+LOADERS = dict.fromkeys(("vlm", "encoder", "language"), load_transformer) | {"vae": load_video_vae}
 
 
 # ---------------------------------------------------------------- questions to a vision-language model
@@ -456,10 +411,6 @@ FRAMES_AS = {
     **dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe"), "video"),
     **dict.fromkeys(("cogvlm2", "kosmos-2", "florence2"), "sheet"),
 }
-# can be trained by tune.py: transformers' own layout, and a processor with a chat template
-TUNABLE = "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava", "llava_next", "llava_onevision", "internvl"
-# can be asked for places: with a grounding prompt in explain.py
-GROUNDED = *TUNABLE, "internvl_chat", "cogvlm2"
 # arguments with which a processor makes one tile of an image, as of a frame in the models' own videos
 ONE_TILE = {
     **dict.fromkeys(("internvl", "aya_vision", "ovis2"), {"crop_to_patches": False}),
@@ -467,20 +418,8 @@ ONE_TILE = {
 }
 
 
-def spread(length, k):
-    """k frame numbers of a clip, evenly from the first to the last; all frames of a shorter clip."""
-    return list(range(length)) if k >= length else [round(i * (length - 1) / (k - 1)) for i in range(k)]
-
-
-def check_asked(entry, flag="--model"):
-    """Exit 2 for a model that answers no questions about images."""
-    if entry["kind"] != "vlm":
-        what = f"{flag} {entry['name']} is of kind {entry['kind']} and answers no questions"
-        fail(f"{what}; give a vision-language model, say tiny")
-
-
 def control_token(processor, words):
-    """The first token in a user's words that the model would read as an image or as a turn of the chat, or None."""
+    """The first token in a user's words that the model would read as an image or a turn of the chat."""
     tokenizer, template = getattr(processor, "tokenizer", processor), getattr(processor, "chat_template", "")
     tokens = [getattr(processor, f"{kind}_token", None) for kind in ("image", "video", "audio")]
     for token in tokenizer.added_tokens_decoder.values() if "<" in words or "[" in words else ():
@@ -489,22 +428,19 @@ def control_token(processor, words):
     return next((token for token in tokens if token and token in words), None)
 
 
-def check_turns(processor, texts):
-    """Raise ValueError for a control token in questions or answers to train on."""
-    for text in texts:
-        if token := control_token(processor, text):
-            raise ValueError(
-                f"{text[:60]!r} holds {token!r}, a sign of the model's own; write it in other words"
-            )
+def plain(processor, question):
+    """A user's question; exit 2 where it holds a control token."""
+    if token := control_token(processor, question):
+        fail(f"the question {question!r} holds {token!r}, a sign of the model's own; write it in other words")
+    return question
 
 
 def chat(processor, words, kind="image", count=1):
-    """The prompt by the model's chat template: placeholders of `count` images, or of a video, then the words."""
-    if token := control_token(processor, words):
-        fail(f"the question {words!r} holds {token!r}, a sign of the model's own; write it in other words")
+    """The prompt by the model's chat template: `count` images or a video, then the words."""
+    words = plain(processor, words)
+    if "PaliGemma" in type(processor).__name__:  # was not tuned to chats
+        return f"{processor.image_token * count}{words}"
     if not getattr(processor, "chat_template", None):
-        if "PaliGemma" in type(processor).__name__:
-            return f"{processor.image_token * count}{words}"
         where = getattr(getattr(processor, "tokenizer", None), "name_or_path", None) or "the model"
         files = "chat_template.jinja (or chat_template.json) from its repository"
         fail(f"{where} has no chat template; fetch {files}, or give a model that is tuned to instructions")
@@ -516,10 +452,12 @@ def chat(processor, words, kind="image", count=1):
 def qwen_inputs(processor, frames, words, at=None, image_set=False):
     """Inputs of Qwen's families for images (T = 1) or clips, uint8 [n,T,H,W,3], with the same words for each.
 
-    image_set: the T frames are single images of any shapes, not a clip. at: (frame numbers, length of the clips,
-    frames a second if not RATE), where only some frames of a clip are given; positions in time follow them.
+    image_set: the T frames are single images of any shapes, not a clip. at: (frame numbers, length of the
+    clips, frames a second if not RATE), where only some frames of a clip are given; time follows them.
     """
-    count, x = len(frames[0]), [[f.permute(2, 0, 1) for f in clip] for clip in frames]
+    count, x = len(frames[0]), []
+    for clip in frames:
+        x.append([frame.permute(2, 0, 1) for frame in clip])
     still = image_set or count == 1
     text = chat(processor, words, "image", count) if still else chat(processor, words, "video")
     # no resizing: frames have their final size; Qwen3-VL counts the pixels of the whole clip
@@ -536,7 +474,7 @@ def qwen_inputs(processor, frames, words, at=None, image_set=False):
 
 
 def sheet(clip):
-    """Frames uint8 [k, H, W, 3] -> one picture of them, row by row (an image grid, Kim et al. 2024); one as it is."""
+    """Frames uint8 [k, H, W, 3] -> one picture, row by row (an image grid, Kim et al. 2024); one as it is."""
     columns = math.ceil(len(clip) ** 0.5)
     blank = clip[:1].expand(-len(clip) % columns, *clip.shape[1:]) * 0
     rows = torch.cat([clip, blank]).unflatten(0, (-1, columns))
@@ -545,9 +483,7 @@ def sheet(clip):
 
 def to_one_image(model, processor, images, question):
     """Inputs of a model that takes one image [H, W, 3] and a question."""
-    if token := control_token(processor, question):
-        fail(f"the question {question!r} holds {token!r}, a sign of the model's own; write it in other words")
-    kind, n = model.config.model_type, len(images)
+    kind, n, question = model.config.model_type, len(images), plain(processor, question)
     pixels = [image.permute(2, 0, 1) for image in images]
     if kind == "florence2":
         return processor(text=[question] * n, images=pixels, return_tensors="pt")
@@ -564,8 +500,8 @@ def to_one_image(model, processor, images, question):
 
 
 def one_tile(model, processor, frames, text):
-    """LLaVA-NeXT's inputs with one tile a frame, which its processor cannot make: the base tile and a newline."""
-    images = [[f.permute(2, 0, 1) for f in clip] for clip in frames]
+    """LLaVA-NeXT's inputs with one tile a frame, which its processor does not make: base tile, newline."""
+    images = [as_images(clip) for clip in frames]
     pixels = processor.image_processor(images, return_tensors="pt")["pixel_values"][:, 0]
     config, net = model.config, model.model
     states = net.vision_tower(pixels.to(net.image_newline), output_hidden_states=True).hidden_states
@@ -579,34 +515,42 @@ def one_tile(model, processor, frames, text):
     return {"inputs_embeds": embedded, "attention_mask": torch.ones_like(ids)}
 
 
+def as_images(clip):
+    """The frames of a clip for a processor that takes PIL's images alone."""
+    from PIL import Image
+
+    return [Image.fromarray(frame.numpy()) for frame in clip]
+
+
+def placed(model, given):
+    """Inputs on the model's device, those of floats in its dtype."""
+    device, dtype = next((p.device, p.dtype) for p in model.parameters() if not p.is_meta)
+    for name, x in given.items():
+        if torch.is_tensor(x):
+            given[name] = x.to(device, dtype if x.is_floating_point() else None)
+    return given
+
+
 def put_to(model, processor, frames, question, at=None):
-    """Arguments of `generate` for one question about each clip, uint8 [n, k, H, W, 3]: frames at[0] of at[1] frames.
+    """Arguments of `generate` for one question about each clip, uint8 [n, k, H, W, 3]: frames at[0] of at[1].
 
     Without `at`, the k frames are single images that may differ in shape."""
     kind, count = model.config.model_type, len(frames[0])
     if not processor:
         fail("this checkpoint has no tokenizer.model, so it cannot be asked; fetch it from its repository")
-    if FRAMES_AS.get(kind) == "video":
+    how = FRAMES_AS.get(kind)
+    if how == "video":
         given = qwen_inputs(processor, frames, question, at, image_set=at is None)
-    elif FRAMES_AS.get(kind) == "sheet":
+    elif how == "sheet":
         note = f"The picture shows {count} frames of a clip, row by row. " if count > 1 else ""
         given = to_one_image(model, processor, [sheet(clip) for clip in frames], note + question)
     elif kind == "llava_next" and at and count > 1:
         given = one_tile(model, processor, frames, chat(processor, question, count=count))
     else:
-        from PIL import Image
-
-        given = processor(
-            text=[chat(processor, question, count=count)] * len(frames),
-            images=[[Image.fromarray(f.numpy()) for f in clip] for clip in frames],
-            return_tensors="pt",
-            images_kwargs=ONE_TILE.get(kind, {}),
-        )
-    device, dtype = next((p.device, p.dtype) for p in model.parameters() if not p.is_meta)
-    return {
-        k: v.to(device, dtype if v.is_floating_point() else None) if torch.is_tensor(v) else v
-        for k, v in given.items()
-    }
+        text = [chat(processor, question, count=count)] * len(frames)
+        more = {"return_tensors": "pt", "images_kwargs": ONE_TILE.get(kind, {})}
+        given = processor(text=text, images=[as_images(clip) for clip in frames], **more)
+    return placed(model, dict(given))
 
 
 @torch.inference_mode()
@@ -625,7 +569,7 @@ def answers_to(model, processor, frames, question, at, most=LONGEST):
 
 
 def greedy(model, most, end=None):
-    """The GenerationConfig of greedy decoding. Of the checkpoint's own, only the ids of special tokens remain.
+    """The GenerationConfig of greedy decoding. Of the checkpoint's own only the ids of special tokens stay.
 
     `generate` takes what is None from model.generation_config, which is replaced too. end: another eos.
     """
@@ -637,10 +581,10 @@ def greedy(model, most, end=None):
         ids |= {"eos_token_id": end, "pad_token_id": end}
     if ids["pad_token_id"] is None:
         ids["pad_token_id"] = torch.as_tensor(ids["eos_token_id"] or 0).flatten()[0].item()
-    plain = {"do_sample": False, "num_beams": 1, "num_return_sequences": 1, "use_cache": True}
-    plain |= {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "repetition_penalty": 1.0, "length_penalty": 1.0}
-    plain |= {"no_repeat_ngram_size": 0, "min_length": 0, "min_new_tokens": 0, "max_new_tokens": most}
-    model.generation_config = GenerationConfig(**plain, **ids)
+    flags = {"do_sample": False, "num_beams": 1, "num_return_sequences": 1, "use_cache": True}
+    flags |= {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "repetition_penalty": 1.0, "length_penalty": 1.0}
+    flags |= {"no_repeat_ngram_size": 0, "min_length": 0, "min_new_tokens": 0, "max_new_tokens": most}
+    model.generation_config = GenerationConfig(**flags, **ids)
     return model.generation_config
 
 

@@ -44,7 +44,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from answering import cached, load_to_answer, precision_of
+from answering import cached, check_asked, load_to_answer, precision_of
 from checkpoints import fingerprint, resolved_commit
 from common import (
     ANSWERS,
@@ -65,7 +65,7 @@ from common import (
 )
 from conversations import preview
 from media import CHOICES, Unusable, choose_frames, frames_of, images, verdict_on, write_whole
-from models import RATE, answers_to, check_asked, find_model
+from models import RATE, answers_to, find_model
 from motion import boundary_error, segmental_f1
 from stats import clusters, criterion, holm, mean_and_interval, paired_test, resampled, verdict, widened
 from synthetic import FRAMES_AT, JAPAN, NULL, OPERATIONS, draw_operations

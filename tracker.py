@@ -26,12 +26,13 @@ class Residual(torch.nn.Module):
 
 
 class Tracker(torch.nn.Module):
-    """A small video transformer: for an object given by name, in which frames it is visible and whether it is persistent.
+    """A small video transformer: in which frames is an object given by name visible, and is it persistent?
 
-    A convolutional stem, mostly at a quarter of the resolution (so that shapes of ten pixels keep their corners), makes a token of each
-    8 x 8 patch. In each frame, a query (embeddings of colour and shape) attends to the patches. The query's tokens of all frames and a
-    summary token then attend to each other; the summary also encodes which colours the clip shows, from one query per colour. Its
-    attention over the frames pools their tokens. The embedding also holds a short projection of each frame.
+    A convolutional stem, mostly at a quarter of the resolution (so that shapes of ten pixels keep their
+    corners), makes a token of each 8 x 8 patch. In each frame, a query (embeddings of colour and shape)
+    attends to the patches. The query's tokens of all frames and a summary token then attend to each other;
+    the summary also encodes which colours the clip shows, from one query per colour. Its attention over the
+    frames pools their tokens. The embedding also holds a short projection of each frame.
     config: content of config.json; `layers`: (of the query in a frame, over the frames).
     """
 
@@ -67,8 +68,8 @@ class Tracker(torch.nn.Module):
         self.brief, self.persistent = torch.nn.Linear(width, 8), torch.nn.Linear(config["embedding"], 1)
 
     def look(self, frames, colours, shapes):
-        """Frames uint8 [n,T,S,S,3], indices of colours and shapes [n,q] -> tokens of each query in each frame [n,q,T,D],
-        logits of each colour being shown, of any shape [n,C,T], and patch tokens [n*T,P,D]."""
+        """Frames uint8 [n,T,S,S,3], indices of colours and shapes [n,q] -> tokens of each query in each frame
+        [n,q,T,D], logits of each colour being shown, of any shape [n,C,T], and patch tokens [n*T,P,D]."""
         (n, t), q = frames.shape[:2], colours.shape[1] + len(self.colour.weight)
         pixels = frames.flatten(0, 1).permute(0, 3, 1, 2).float() / 64 - 2
         tokens = self.patch_norm(self.stem(pixels).flatten(2).transpose(1, 2))
@@ -82,8 +83,9 @@ class Tracker(torch.nn.Module):
         return x[:, : colours.shape[1]], self.shown(x[:, colours.shape[1] :])[..., 0], tokens
 
     def forward(self, frames, colours, shapes):
-        """Inputs as of `look` -> {scores [n,q,T], persistence [n,q], shown [n,C,T]: logits; attention [n,q,T], sums to 1; embedding [n,q,E];
-        looked, seen: tokens of the frames before and after attending to each other}."""
+        """Inputs as of `look` -> {scores [n,q,T], persistence [n,q], shown [n,C,T]: logits; attention
+        [n,q,T], sums to 1; embedding [n,q,E]; looked, seen: tokens of the frames before and after attending
+        to each other}."""
         looked, shown, _ = self.look(frames, colours, shapes)
         x = (self.widen(looked) + self.time).flatten(0, 1)
         summary = self.summary + self.company(shown.amax(-1).sigmoid())[:, None]
@@ -137,10 +139,13 @@ def load_tracker(entry, device):
 
 @torch.inference_mode()
 def follow(model, frames, names, device):
-    """Run a tracker on n clips uint8 [n,T,S,S,3] and q names of each: {scores, attention [n,q,T], persistence [n,q]: probabilities, embedding [n,q,E]}, fp32."""
+    """Run a tracker on n clips uint8 [n,T,S,S,3] and q names of each: {scores, attention [n,q,T], persistence
+    [n,q]: probabilities, embedding [n,q,E]}, fp32."""
     queries = []
     for k, kind in enumerate(("colours", "shapes")):
-        numbers = [[model.config[kind].index(name.split()[k]) for name in row] for row in names]
+        numbers = []
+        for row in names:
+            numbers.append([model.config[kind].index(name.split()[k]) for name in row])
         queries.append(torch.tensor(numbers, device=device))
     found = model(frames.to(device), *queries)
     found |= {k: found[k].sigmoid() for k in ("scores", "persistence")}

@@ -39,7 +39,7 @@ import torch
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from answering import Soft, answered, mean_answer_loss, save_soft, word_prompt
+from answering import TUNABLE, Soft, answered, check_turns, mean_answer_loss, save_soft, word_prompt
 from checkpoints import attempt, pin
 from claims import DESCRIBE_NAME, about, is_correct, load_tracks, named, naming, track_id
 from common import (
@@ -62,17 +62,7 @@ from common import (
 )
 from conversations import image_of_turn
 from media import fitted, frames_of
-from models import (
-    MODELS,
-    RATE,
-    TUNABLE,
-    auto_classes,
-    check_turns,
-    find_model,
-    load_language,
-    load_vlm,
-    processor_of,
-)
+from models import MODELS, RATE, auto_classes, find_model, load_language, load_vlm, processor_of
 from stats import criterion, mean_interval, paired_test
 from training import (
     add_training_flags,
@@ -468,7 +458,7 @@ class ExampleEncoder:
         """(messages of these turns, boxes in the family's units; number of media of each question; sizes of all media)."""
         sizes, box_frames = self.sizes(item)
         turns = item["turns"][first:last]
-        check_turns(self.processor, [PLACE.sub("", text) for turn in turns for text in turn])
+        check_turns(self.processor, turns, PLACE)
         if sizes:
             owners = [number or 0 for number in image_of_turn(item["turns"], len(sizes))[first:last]]
             scales = [SCALES.get(self.kind, (1000, 1000)) or size[1:] for size in sizes]

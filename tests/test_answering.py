@@ -144,16 +144,16 @@ def test_a_model_that_does_not_fit_a_gpu_is_loaded_in_4_bits_where_bitsandbytes_
 def test_control_tokens_in_a_users_words_are_refused(request, refused):
     for which, token in (("small_vlm", "<|image_pad|>"), ("llava", "<image>"), ("small_vlm", "<|im_end|>")):
         model, processor = loaded(request, which)
-        ask = lambda: models.put_to(model, processor, clips(which)[:, :1], f"What is {token}?")  # noqa: E731 (short)
-        refused(ask, token, "write it in other words")
+        given = model, processor, clips(which)[:, :1], f"What is {token}?"
+        refused(lambda given=given: models.put_to(*given), token, "write it in other words")
     words = "Is 3 < 4 or [5]? <b>bold</b>"
     assert models.control_token(processor, words) is None
 
 
 def test_what_answers_no_questions_is_refused(refused):
     for name in ("tiny-dinov2", "tiny-vae", "tiny-words"):
-        refused(lambda name=name: models.check_asked(find_model(name)), name, "answers no questions")
-    assert models.check_asked(find_model("tiny-cogvlm2")) is None
+        refused(lambda name=name: answering.check_asked(find_model(name)), name, "answers no questions")
+    assert answering.check_asked(find_model("tiny-cogvlm2")) is None
 
 
 def test_what_a_target_of_make_cannot_do_is_refused_when_make_starts(refused, tmp_path):
@@ -169,7 +169,7 @@ def test_what_a_target_of_make_cannot_do_is_refused_when_make_starts(refused, tm
     for name in ("tiny", "tiny-internvl2", "tiny-cogvlm2", "somebody/unknown", "internvl2"):
         answering.check_targets("gate1 gate2 gate3 gate4 explain binding data/x", name)
     answering.check_targets("gate1 align resolution screen", "tiny-dinov2 dinov2-l")
-    assert set(models.GROUNDED) == set(explain.GROUNDING)
+    assert set(answering.GROUNDED) == set(explain.GROUNDING)
     folder = shutil.copytree(models.HERE / MODELS["tiny"]["path"], tmp_path / "own")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "awq"}}))

@@ -1,4 +1,4 @@
-"""Checkpoints and adapters as they come: each loads with the weights of its own library, or says what to do."""
+"""Checkpoints and adapters as they come: each loads with its library's weights, or says what to do."""
 
 import importlib.util
 import json
@@ -88,7 +88,7 @@ QUANTISED = {
 
 
 def quantised(folder, out, config, store):
-    """(a copy of a checkpoint with the projections of its language model quantised, {name: what they mean})."""
+    """(a copy of a checkpoint with its language model's projections quantised, {name: what they mean})."""
     out, stored, meaning = shutil.copytree(folder, out), {}, {}
     for name, x in load_file(out / "model.safetensors").items():
         if name.endswith("_proj.weight") and "visual" not in name:
@@ -155,11 +155,11 @@ def test_quantised_weights_whose_config_is_lost_are_refused(small_vlm, tmp_path,
 
 
 def adapted(folder, out, config):
-    """(folder of an adapter, its base's weights with it): drawn at random on the weights that peft begins with."""
+    """(folder of an adapter, its base's weights with it): random, on the weights that peft begins with."""
     base = models.load_vlm(find_model(str(folder)))[0]
     tuned = get_peft_model(base, config)
     g = torch.Generator().manual_seed(0)
-    for name, x in tuned.named_parameters():
+    for x in tuned.parameters():
         if x.requires_grad:
             x.data = x.data + 0.1 * torch.randn(x.shape, generator=g)
     tuned.peft_config["default"].base_model_name_or_path = str(folder)
@@ -214,7 +214,7 @@ def test_an_adapter_that_peft_cannot_merge_or_that_does_not_fit_is_refused(small
         k.replace("layers.1", "layers.7"): v.clone() for k, v in weights.items() if "layers.1" in k
     }
     save_file(twice, folder / "adapter_model.safetensors")
-    refuse("holds", "layers.7")
+    refuse("no place", "layers.7")
     (folder / "adapter_model.safetensors").unlink()
     refuse("adapter_model")
     save_file(weights, folder / "adapter_model.safetensors")

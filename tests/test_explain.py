@@ -10,6 +10,7 @@ from PIL import Image
 from test_families import ROWS, SIDES, folder_of
 from test_track import planted as planted_tracks
 
+import answering
 import claims
 import data
 import explain
@@ -204,7 +205,7 @@ def describe(monkeypatch, tmp_path):
 
         def answers_of(model, processor, frames, question, at, choices):
             numbers, length = at
-            assert length == 9 and numbers == models.spread(9, frames.shape[1])
+            assert length == 9 and numbers == answering.spread(9, frames.shape[1])
             assert (frames[:, :, 0, 0, 2] == torch.tensor(numbers)).all()
             pixels = [x[0, 0, 0].tolist() for x in frames]
             return [answer(k, ALL[c], question, frames.shape[1]) for k, c, _ in pixels]
