@@ -23,10 +23,9 @@ from families import (
     family_of,
     image_rows,
     one_number,
-    quarters,
-    resolve_aliases,
     vision_of,
 )
+from features import quarters, resolve_aliases
 from models import MODELS, TINY, find_model, skeleton
 
 # TFLOP/s of linear layers in half precision, of convolutions, of the CPU (assumed); GB of the GPU and of RAM
@@ -80,7 +79,8 @@ def measure(entry, opened):
         model, processor, _ = skeleton(entry, torch.float16, random_seed=0)
         inputs, points, *_ = family_of(model)(model, processor)
         opened = model, points, inputs, entry["size"]
-    model, points, inputs, size = opened
+    model, points, *more = opened
+    inputs, size = more
     layers = {"vision": [], "language": []}  # 10^9 weights of each layer
     for point, (path, *_) in points.items():
         weights = sum(p.numel() for p in model.get_submodule(path).parameters())
@@ -91,7 +91,9 @@ def measure(entry, opened):
     row["outside"] = row["params"] - row["head"] - sum(tower) - sum(text)
     vision = vision_of(model.config)
     row["vision"] = tower_of(vision, len(tower))
-    row["encoders"] = [getattr(model.config, "d_model", 0), *layers.get("encoder", [])]
+    row["besides"] = {}
+    for i, weights in enumerate(layers.get("encoder", [])):
+        row["besides"][f"encoder.{i}"] = Point(32, model.config.d_model, 1e9 * weights)
     row["language"] = None
     if text:
         batch = inputs(torch.zeros(1, 1, size, size, 3, dtype=torch.uint8))
@@ -103,7 +105,7 @@ def measure(entry, opened):
 
 
 def tower_of(vision, layers):
-    """(layers of each stage, patch in pixels, width) of a tower's configuration; a ResNet's stem is of 4 pixels."""
+    """(layers of each stage, patch in pixels, width) of a tower; a ResNet's stem has 4 pixels."""
     depths, patch = getattr(vision, "depths", layers), one_number(getattr(vision, "patch_size", 4))
     patch = one_number(getattr(vision, "patch_stride", patch))
     depths = depths if np.sum(depths) == layers else [1] * layers
@@ -157,9 +159,7 @@ def add_points(f, row):
         f.points |= {f"vision.{len(f.points) - 1 + i}": stage for i in range(depth)}
     if f.type == "AutoencoderKLLTXVideo":
         f.points = dict.fromkeys(("latents", "latents-raw"), Point(patch, width))
-    wide, *encoders = row.get("encoders", [0])
-    f.points |= {f"encoder.{i}": Point(32, wide, 1e9 * weights) for i, weights in enumerate(encoders)}
-    f.points |= BESIDES.get(f.type, {})
+    f.points |= BESIDES.get(f.type) or row.get("besides", {})
     if f.type == "cogvlm2":  # one of two experts works on a token
         f.points["conv"], one = Point(2 * patch, width, 4 * width**2), one / 2
     if layers:

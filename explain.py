@@ -106,7 +106,7 @@ from common import (
     subcommands,
     with_grid,
 )
-from families import ROWS, family_of, on, up_to_the_image, whole_tokens, words_behind
+from families import family_of, on, whole_tokens
 from media import (
     CHOICES,
     choose_frames,
@@ -181,23 +181,6 @@ def questions_to(item, locate):
     return questions
 
 
-def question_inputs(model, processor, batch, question):
-    """Inputs of `generate`: the family's inputs with `question` in place of PROMPT."""
-    given = up_to_the_image(model, batch)
-    words = torch.tensor(words_behind(model, processor, given, question)).expand(len(given["input_ids"]), -1)
-    behind = {
-        "input_ids": words,
-        "attention_mask": torch.ones_like(words),
-        "token_type_ids": torch.zeros_like(words),
-        "mm_token_type_ids": torch.zeros_like(words),
-    }
-    return {
-        k: torch.cat([v, behind[k]], 1) if k in ROWS else v
-        for k, v in given.items()
-        if k not in ("cache", "past_key_values", "use_cache", "behind")
-    }
-
-
 def batches_of_one_shape(members, images, batch):
     """(indices, uint8 [n,T,H,W,3]) of at most `batch` consecutive images of one shape."""
     for _, some in itertools.groupby(((k, images[k]()) for k in members), lambda pair: pair[1].shape):
@@ -215,7 +198,7 @@ def generate_answers(model, processor, inputs_of, images, questions, batch, devi
         together.setdefault(question, []).append(k)
     for question, members in tqdm(together.items(), unit="question"):
         for numbers, frames in batches_of_one_shape(members, images, batch):
-            given = on(question_inputs(model, processor, inputs_of(frames), question), device, dtype)
+            given = on(inputs_of(frames, question), device, dtype)
             with torch.inference_mode():
                 tokens = greedy_tokens(model, given, ANSWER_TOKENS)
             for k, answer in zip(

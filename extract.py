@@ -62,22 +62,28 @@ from common import (
     with_grid,
 )
 from families import (
-    ASKABLE,
-    PROVED,
     QWEN,
     TILED,
     family_of,
-    quarters,
-    resolve_aliases,
     sees_later_frames,
-    type_of,
     whole_tokens,
     without_grid,
 )
-from features import FIT_ITEMS, REDUCE, Fit, Shard, Writer, fuse, layer_by_layer, one_by_one
+from features import (
+    FIT_ITEMS,
+    REDUCE,
+    Fit,
+    Shard,
+    Writer,
+    fuse,
+    layer_by_layer,
+    one_by_one,
+    quarters,
+    resolve_aliases,
+)
 from media import CHOICES, frame_methods, frames_of, with_chosen
 from models import LOADERS, find_model, skeleton
-from streaming import Network, capturing, half_linears, latents_of
+from streaming import ASKABLE, Network, capturing, half_linears, latents_of
 
 IN_MEMORY = 1e9  # bytes of a shard; a second one may wait to be written
 # all other models see the frames of a clip one by one
@@ -225,26 +231,6 @@ def place_weights(job):
     return limit - least - active
 
 
-def prove_order(job, streamed):
-    """Take the tokens of a stack without a place where a bright patch is not seen at its own token.
-
-    For model types whose order of tokens the tests prove, there is nothing to do.
-    """
-    if job.entry["kind"] == "vae" or type_of(job.model) in PROVED:
-        return
-    from check import features_by, patch_test, unproved, without_place
-
-    points = {name: job.points[name] for name in job.modules}
-    batch = max(job.args.batch, 1)
-    run = features_by(job.network, points, job.make_inputs, job.dtype, streamed, batch)
-    shares = patch_test(job.model, points, job.args.size, run)
-    for stack in unproved(shares):
-        names = [name for name in points if name.partition(".")[0] == stack and name in job.with_grid]
-        print(f"{stack}: {shares[stack]:.2f} of bright patches are seen at their own token: grid: false")
-        job.points |= {name: without_place(points[name]) for name in names}
-        job.with_grid -= set(names)
-
-
 def activations(job):
     """Bytes that one micro-batch takes while it passes a layer: sixteen rows of its width for every token."""
     size = torch.finfo(job.dtype).bits / 8
@@ -255,7 +241,10 @@ def activations(job):
 def compute(job, todo):
     """Fit the map of --reduce where it is missing, then compute and write the shards `todo`."""
     budget = place_weights(job)
-    prove_order(job, budget is not None)
+    if job.entry["kind"] != "vae":
+        from check import prove_order
+
+        prove_order(job, budget is not None)
     save_yaml(job.out / "modules.yaml", job.written)
     save_yaml(job.out / "plan.yaml", job.plan)
     name = f"{job.entry['name']} {Path(job.args.data).name}"

@@ -6,15 +6,13 @@ and takes tokens in row order. The tables say what is different in which model t
 
 import contextlib
 import inspect
-import json
 import math
-from pathlib import Path
 
 import torch
 from torch import nn
 
 from common import fail
-from models import OWN_LAYOUT, attempt, chat, qwen_inputs
+from models import chat, qwen_inputs
 
 # follows the image, so in a causal model it cannot change the image's rows
 PROMPT = "Describe the picture."
@@ -24,30 +22,24 @@ CAPTION = "What does the image describe?"
 OBJECT = "an object."
 
 QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe")
-LLAVA = ("llava", "llava_next", "llava_onevision", "llava_next_video")
 TILED = ("llava_next", "llava_onevision", "llava_next_video")
+LLAVA = ("llava", *TILED)
 # patches in merge-block order: their processors cut an image as Qwen2-VL's does
 BLOCKS = (*QWEN, "glm4v", "glm4v_moe", "glm46v")
-# any side in whole tokens: positions are rotary or interpolated; other towers have positions for one size
-ANY_SIZE = (
-    *BLOCKS,
-    "pixtral",
-    "mistral3",
-    "dinov2",
-    "dinov2_with_registers",
-    "dinov3_vit",
-    "florence2",
-    "detr",
-)
-# model types whose order of tokens tests/test_families.py proves; that of others is proved by check.py
-PROVED = (*BLOCKS, *LLAVA, "internvl", "cogvlm2", "kosmos-2", "florence2", "grounding-dino", "vjepa2")
-PROVED += ("ltx_vae", "dinov2", "dinov2_with_registers", "dinov3_vit", "siglip", "owlvit", "owlv2")
+# any side in whole tokens: positions are rotary or interpolated; others have positions for one size
+ANY_SIZE = {*BLOCKS, "pixtral", "mistral3", "florence2", "dinov2", "dinov2_with_registers", "dinov3_vit"}
+# model types whose order of tokens tests/test_families.py proves; check.py proves that of others
+PROVED = {*QWEN[:5], *LLAVA, "glm4v", "internvl", "cogvlm2", "kosmos-2", "florence2", "grounding-dino"}
+PROVED |= {"vjepa2", "ltx_vae", "dinov2", "dinov2_with_registers", "dinov3_vit", "siglip", "owlvit", "owlv2"}
+PROVED |= {"idefics3", "smolvlm", "gemma3", "paligemma", "mistral3", "aya_vision", "ovis2", "video_llava"}
+PROVED |= {"clip", "vit", "ijepa", "pixtral", "detr"}
 
 
 # ---------------------------------------------------------------- what a family is
 
 # A family is a function (model, processor) -> (inputs, points, multiple, first_frame):
-#   inputs(frames uint8 [n,T,S,S,3])   arguments of the model's forward, with notes (plain numbers and tuples)
+#   inputs(frames uint8 [n,T,S,S,3], words=PROMPT)
+#                                      arguments of the model's forward, with notes (plain numbers and tuples)
 #   points {name: (module path, restore)}, in the order of execution;
 #          restore(output, inputs) -> [n, t, h, w, D] in raster order;
 #          (module path, restore, NO_GRID) where tokens have no place in the image: [n, t, 1, K, D]
@@ -62,11 +54,6 @@ NO_GRID = "no grid"
 def without_grid(points):
     """The points whose tokens have no place in the image."""
     return {name for name, point in points.items() if NO_GRID in point}
-
-
-def stack(name, path, layers, *restore):
-    """The points <name>.0, <name>.1, ... of a stack of layers."""
-    return {f"{name}.{i}": (f"{path}.{i}", *restore) for i in range(layers)}
 
 
 def type_of(model):
@@ -93,11 +80,11 @@ def fit(tokens, grid):
     if tokens >= rows * columns:
         return tokens - rows * columns, rows, columns
     common = math.gcd(rows, columns)
-    rows, columns = rows // common, columns // common
-    for first in range(9):
-        k = math.isqrt((tokens - first) // (rows * columns)) if tokens > first else 0
-        if k and rows * columns * k * k == tokens - first:
-            return first, rows * k, columns * k
+    for first in range(min(tokens, 9)):
+        k = math.isqrt((tokens - first) * common**2 // (rows * columns))
+        h, w = rows * k // common, columns * k // common
+        if h * w == tokens - first:
+            return first, h, w
     return 0, 1, tokens
 
 
@@ -124,25 +111,20 @@ def unmerge(x, grid, merge):
     return x.permute(0, 1, 3, 2, 4, 5).flatten(1, 4)
 
 
-def window_index(visual, grid_thw):
-    """Positions of the merge blocks after Qwen2.5-VL's tower has sorted them into attention windows."""
-    from transformers.vision_utils import get_vision_window_index
-
-    sizes = visual.spatial_merge_size, visual.window_size, visual.patch_size
-    return get_vision_window_index(grid_thw, *sizes)[0]
-
-
 def blocks_in_order(model):
-    """{stack: restore} of towers in merge-block order. Qwen2.5-VL's blocks and merger are in windows besides.
-    Without windows, the merger and DeepStack mergers are in row order; language rows always are."""
+    """{stack: restore} of towers in merge-block order, where mergers and language rows are in row order.
+    Qwen2.5-VL's blocks and merger are besides sorted into attention windows."""
     visual = model.model.visual
     merge = visual.spatial_merge_size
 
     def in_order(x, batch):
         if not hasattr(visual, "window_size"):
             return x
+        from transformers.vision_utils import get_vision_window_index
+
         grid_thw = batch["image_grid_thw"] if "image_grid_thw" in batch else batch["video_grid_thw"]
-        return x[window_index(visual, grid_thw).to(x.device).argsort()]
+        index, _ = get_vision_window_index(grid_thw, merge, visual.window_size, visual.patch_size)
+        return x[index.to(x.device).argsort()]
 
     def patches(x, batch):
         return raster(unmerge(x, batch["grid"], merge), batch)
@@ -156,9 +138,26 @@ def blocks_in_order(model):
     return {"patch_embed": patches, "vision": block, "merger": merger}
 
 
+def image_rows(model, batch):
+    """Mask of the image's rows in the prompt, bool [sequences, rows], with a mosaic's newlines and CogVLM2's
+    boi and eoi."""
+    if model.config.model_type == "cogvlm2":
+        return batch["token_type_ids"] == 1
+    if "image_embeds_position_mask" in batch:  # Kosmos-2
+        return batch["image_embeds_position_mask"].bool()
+    places = [getattr(model.config, f"{kind}_token_id", None) for kind in ("image", "video")]
+    places = torch.tensor([p for p in places if p is not None], device=batch["input_ids"].device)
+    return torch.isin(batch["input_ids"], places)
+
+
+def in_rows(model, x, batch):
+    """The image's rows of a language layer's output: [images, K, D]."""
+    return x[image_rows(model, batch).to(x.device)].reshape(batch["images"], -1, x.shape[-1])
+
+
 def tiles_in_order(model):
-    """{stack: restore} of LLaVA-NeXT and -OneVision: at k times the tower's side, the language model reads the
-    small whole image, then the mosaic of k x k tiles with a newline token after every row. The grid is the mosaic."""
+    """{stack: restore} of LLaVA-NeXT and -OneVision: at k times the tower's side, first the small whole
+    image, then the mosaic of k x k tiles, in the language model with a newline after every row."""
 
     def tower(x, batch):
         k, p = batch["tiles"], batch["grid"][0] // batch["tiles"]
@@ -170,7 +169,7 @@ def tiles_in_order(model):
 
     def language(x, batch):
         k, side = batch["tiles"], batch["grid"][0]
-        x = x[image_rows(model, batch).to(x.device)].reshape(batch["images"], -1, x.shape[-1])
+        x = in_rows(model, x, batch)
         if k > 1:
             x = x[:, (side // k) ** 2 :].unflatten(1, (side, side + 1))[:, :, :-1].flatten(1, 2)
         return raster(x[:, : side * side], batch)
@@ -180,14 +179,21 @@ def tiles_in_order(model):
 
 def restores(model):
     """{stack: restore} of a model: row order, unless its type says otherwise."""
+    scales = len(scales_of(model))
+
+    def encoder(x, batch):
+        """The second scale: 16 px a token, as fine as other encoders; at 8 px, 768 px are 9216 tokens."""
+        finest = round((x.shape[1] / sum(4.0**-k for k in range(scales))) ** 0.5)
+        return raster(x[:, finest**2 : finest**2 + (finest // 2) ** 2], batch)
 
     def language(x, batch):
-        x = x[image_rows(model, batch).to(x.device)].reshape(batch["images"], -1, x.shape[-1])
-        if kind == "cogvlm2":  # boi and eoi
-            x = x[:, 1:-1]
-        return flat(x, batch) if kind == "kosmos-2" else raster(x, batch)
+        x = in_rows(model, x, batch)
+        return raster(x[:, 1:-1] if kind == "cogvlm2" else x, batch)  # without boi and eoi
 
-    kind, found = type_of(model), {"language": language}
+    kind = type_of(model)
+    if kind == "kosmos-2":  # 64 learned queries pool the patches
+        return {"merger": flat, "language": lambda x, batch: flat(in_rows(model, x, batch), batch)}
+    found = {"language": language} | ({"encoder": encoder} if scales > 1 else {})
     if kind in BLOCKS:
         return found | blocks_in_order(model)
     return tiles_in_order(model) if kind in TILED else found
@@ -199,11 +205,13 @@ TOWERS = ("vision_tower", "visual", "vision_model", "image_tower", "vision_encod
 PROJECTORS = ("multi_modal_projector", "connector", "merger", "aligner", "linear_proj")
 PROJECTORS += ("image_to_text_projection", "visual_embeddings_table")
 LANGUAGE = ("language_model", "text_model")
+CONVOLUTIONS = nn.Conv2d, nn.Conv3d
 # model type -> paths that the common attributes do not tell; new points stand before the projector
 PATHS = {
     "internvl": {"patch_embed": "model.vision_tower.embeddings.patch_embeddings"},
     "cogvlm2": {"conv": "model.vision.conv"},
     "florence2": {"language": "model.language_model.encoder"},
+    # the class embedding before normalisation; four offsets, before the patch's place and the sigmoid
     **dict.fromkeys(("owlvit", "owlv2"), {"class_head": "class_head.dense0", "box_head": "box_head"}),
 }
 
@@ -222,72 +230,85 @@ def weights_in(module):
     return sum(p.numel() for p in module.parameters())
 
 
-def layers_in(model, root, apart=None, stages=False):
-    """Paths of the layers of the longest stack below `root`, and not below `apart`; stages: those in its stages."""
-    lists = {}
+def layers_in(model, root, apart="", stages=False):
+    """Paths of the layers of the longest stack below `root` and not below `apart`; stages: of its stages."""
+    lists, found = {}, []
     for path, module in model.named_modules():
-        within = any(below(path, outer) for outer in lists)
-        if isinstance(module, nn.ModuleList) and not within and below(path, root):
-            if apart is None or not below(path, apart):
-                lists[path] = module
-    if not lists:
-        return []
-    path = max(lists, key=lambda path: (len(lists[path]), weights_in(lists[path])))
-    found = []
-    for i, layer in enumerate(lists[path]):
-        inner = [name for name, module in layer.named_modules() if isinstance(module, nn.ModuleList)]
-        inner = [n for n in inner if stages and 2 * weights_in(layer.get_submodule(n)) > weights_in(layer)]
-        if inner:
-            where = f"{path}.{i}.{inner[0]}".rstrip(".")
-            found += [f"{where}.{k}" for k in range(len(layer.get_submodule(inner[0])))]
-        else:
-            found.append(f"{path}.{i}")
+        outermost = not any(below(path, other) for other in lists)
+        wanted = below(path, root) and not (apart and below(path, apart))
+        if isinstance(module, nn.ModuleList) and outermost and wanted:
+            lists[path] = module
+    longest = max(lists, key=lambda path: (len(lists[path]), weights_in(lists[path])), default="")
+    for layer in children_of(model, longest):
+        inner = longest_in_stage(model.get_submodule(layer)) if stages else None
+        found += [layer] if inner is None else children_of(model, f"{layer}.{inner}".rstrip("."))
     return found
+
+
+def longest_in_stage(stage):
+    """Path below a stage of the list with more than half of its weights; None for a layer."""
+    for path, module in stage.named_modules():
+        if isinstance(module, nn.ModuleList) and 2 * weights_in(module) > weights_in(stage):
+            return path
+    return None
 
 
 def embedding_in(model, tower, layer):
     """Path of the outermost module of a tower with its first convolution and without its layers, or ""."""
-    for path, module in model.named_modules():
-        if isinstance(module, nn.Conv2d | nn.Conv3d) and below(path, tower):
-            parts = path.split(".")
-            for k in range(tower.count(".") + 1 if tower else 0, len(parts) + 1):
-                outer = ".".join(parts[:k])
-                if (
-                    outer
-                    and not below(layer, outer)
-                    and not isinstance(model.get_submodule(outer), nn.ModuleList)
-                ):
-                    return outer
+    convolutions = (path for path, module in model.named_modules() if isinstance(module, CONVOLUTIONS))
+    parts = next((path for path in convolutions if below(path, tower)), "").split(".")
+    for k in range(len(parts)):
+        path = ".".join(parts[: k + 1])
+        inside = below(path, tower) and path != tower and not below(layer, path)
+        if inside and not isinstance(model.get_submodule(path), nn.ModuleList):
+            return path
     return ""
+
+
+def numbered(name, paths):
+    return {f"{name}.{i}": path for i, path in enumerate(paths)}
+
+
+def children_of(model, path):
+    """Paths of the modules in a list; none where there is no such list."""
+    module = model.get_submodule(path)
+    return [f"{path}.{i}" for i in range(len(module))] if path and isinstance(module, nn.ModuleList) else []
+
+
+def scales_of(model):
+    """Paths of the projections of the scales, each half as fine as the one before, that a detector reads."""
+    return children_of(model, named(model, ("input_proj_vision", "input_proj")))
+
+
+def tower_paths(model, tower, known):
+    """{point: module path} of the tower and of what follows it, up to the projector."""
+    layers = layers_in(model, tower, stages=True)
+    found = {"patch_embed": known.get("patch_embed") or embedding_in(model, tower, layers[0])}
+    found |= numbered("vision", layers)
+    found |= numbered("deepstack", children_of(model, named(model, ("deepstack_merger_list",))))
+    found |= {name: path for name, path in known.items() if name not in ("patch_embed", "language")}
+    if tower.endswith("backbone"):
+        layers = layers_in(model, named(model, ("encoder",)))
+        # a layer of Grounding DINO returns a tuple of tuples; its deformable part returns the image tokens
+        deeper = ".deformable_layer" if type_of(model) == "grounding-dino" else ""
+        found |= numbered("scale", scales_of(model)) | numbered("encoder", [path + deeper for path in layers])
+    return found
 
 
 def paths_of(model):
     """{point: module path} of a model, in the order of execution."""
     known, tower = PATHS.get(type_of(model), {}), named(model, TOWERS)
-    vision = layers_in(model, tower, stages=True)
-    found = {"patch_embed": known.get("patch_embed") or embedding_in(model, tower, vision[0])}
-    found |= {f"vision.{i}": path for i, path in enumerate(vision)}
-    mergers = [
-        path for path, _ in model.named_modules() if path.rpartition(".")[0].endswith("deepstack_merger_list")
-    ]
-    found |= {f"deepstack.{i}": path for i, path in enumerate(mergers)}
-    found |= {name: path for name, path in known.items() if name not in ("patch_embed", "language")}
-    if tower.endswith("backbone"):
-        found |= {f"encoder.{i}": path for i, path in enumerate(layers_in(model, named(model, ("encoder",))))}
-    if hasattr(model, "generate"):
-        found["merger"] = named(model, PROJECTORS)
+    writes = hasattr(model, "generate")
+    found = tower_paths(model, tower, known) if tower or not writes else {}
+    if writes:
         text = known.get("language") or named(model, LANGUAGE)
-        found |= {f"language.{i}": path for i, path in enumerate(layers_in(model, text, apart=tower))}
+        found |= {"merger": named(model, PROJECTORS)} | numbered(
+            "language", layers_in(model, text, apart=tower)
+        )
     return {name: path for name, path in found.items() if path}
 
 
 # ---------------------------------------------------------------- inputs
-
-
-def one_size(frames, side):
-    """Exit 2 for frames of another size than the tower's learned positions."""
-    if frames.shape[2] != side:
-        fail(f"this model takes {side} px only, not {frames.shape[2]} px; give --size {side}")
 
 
 @contextlib.contextmanager
@@ -299,21 +320,19 @@ def taken(model, side):
         if type_of(model) in PROVED:
             raise
         what = (str(e).splitlines() or [""])[0][:200].rstrip(". ") or type(e).__name__
-        fail(
-            f"a {type_of(model)} model does not take single images of {side} px: {what}; give another --size"
-        )
-
-
-def noted(given, frames, patch, **more):
-    """Arguments of forward with notes, for frames [n,T,H,W,3] as single images."""
-    grid = frames.shape[2] // patch, frames.shape[3] // patch
-    count = frames.shape[1]
-    return {**given, "frames": count, "steps": count, "images": len(frames) * count, "grid": grid, **more}
+        what = f"does not take single images of {side} px: {what}"
+        fail(f"a model of type {type_of(model)} {what}; give another --size")
 
 
 def normalised(frames, mean, std):
     """uint8 [n,T,S,S,3] -> [n*T, 3, S, S], standardised per channel."""
     return ((frames.flatten(0, 1).float() / 255 - torch.tensor(mean)) / torch.tensor(std)).permute(0, 3, 1, 2)
+
+
+def pixels_for(processor, frames):
+    """`normalised` by the numbers of a processor."""
+    images = getattr(processor, "image_processor", processor)
+    return normalised(frames, images.image_mean, images.image_std)
 
 
 def with_words(pixels, ids, **more):
@@ -333,14 +352,7 @@ def as_it_is(image_processor):
     return {name: value for name, value in AS_IT_IS.items() if name in known}
 
 
-def text_of(model, processor):
-    """The prompt of a single image, by the model's chat template if its type has one."""
-    if type_of(model) == "kosmos-2":
-        return PROMPT
-    return processor.image_token + PROMPT if type_of(model) == "paligemma" else chat(processor, PROMPT)
-
-
-def processed(model, processor, frames):
+def processed(model, processor, frames, words):
     """Inputs by the model's own processor; the frames of a clip are single images."""
     from PIL import Image  # the one format that every processor takes
 
@@ -352,25 +364,26 @@ def processed(model, processor, frames):
         return given
     more = {"num_image_tokens": model.config.latent_query_num} if type_of(model) == "kosmos-2" else {}
     more |= {"images_kwargs": as_it_is(processor.image_processor), "return_tensors": "pt"}
-    text = [text_of(model, processor)] * len(images)
-    given = dict(processor(images=[[image] for image in images], text=text, **more))
+    plain = {"kosmos-2": "{}", "paligemma": "<image>{}"}.get(type_of(model))  # without a chat template
+    text = plain.format(words) if plain else chat(processor, words)
+    given = dict(processor(images=[[image] for image in images], text=[text] * len(images), **more))
     given.pop("labels", None)
     return given
 
 
-def for_qwen(model, processor, frames):
+def for_qwen(model, processor, frames, words):
     """Images, or clips of which a time step has two frames."""
-    given = dict(qwen_inputs(processor, frames, PROMPT))
+    given = dict(qwen_inputs(processor, frames, words))
     grid_thw = given["image_grid_thw"] if "image_grid_thw" in given else given["video_grid_thw"]
     assert (grid_thw == grid_thw[0]).all(), grid_thw
     t, h, w = grid_thw[0].tolist()
     return given | {"steps": t, "images": len(frames) * t, "grid": (h, w)}
 
 
-def for_internvl(model, processor, frames):
+def for_internvl(model, processor, frames, words):
     """The native class. BOS alone comes before the image where InternVL2 has no tokenizer."""
     if processor:
-        return processed(model, processor, frames)
+        return processed(model, processor, frames, words)
     config = model.config
     pixels = normalised(frames, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     patches = math.prod(s // one_number(config.vision_config.patch_size) for s in pixels.shape[2:])
@@ -378,40 +391,30 @@ def for_internvl(model, processor, frames):
     return with_words(pixels, [config.text_config.bos_token_id, *[config.image_token_id] * rows])
 
 
-def around_image(processor, place):
-    """Token ids of the chat prompt before and behind the image's placeholder."""
-    before, found, behind = chat(processor, PROMPT).partition(place)
-    assert found, (place, before)
-    behind = processor.tokenizer(behind, add_special_tokens=False)
-    return processor.tokenizer(before).input_ids, behind.input_ids
-
-
-def in_tiles(model, processor, frames):
+def in_tiles(model, processor, frames, words):
     """LLaVA-NeXT and -OneVision (AnyRes, Liu et al. 2024): an image of the tower's side S alone; at 2S or 3S,
     after the whole image at S, its tiles."""
-    side = model.config.vision_config.image_size
-    k, p = frames.shape[2] // side, side // model.config.vision_config.patch_size
+    vision = model.config.vision_config
+    side, p = vision.image_size, vision.image_size // vision.patch_size
+    k = frames.shape[2] // side
     if k > 3:
         fail(f"{frames.shape[2]} px are {k} x {k} tiles, of 3 x 3 at most; give --size {side}")
-    images = processor.image_processor
-    whole = pixels = normalised(frames, images.image_mean, images.image_std)
-    rows = p * p + 1  # one newline
+    pixels, rows = pixels_for(processor, frames), p * p + 1  # one newline
+    sizes = torch.tensor([pixels.shape[2:]] * len(pixels))
     if k > 1:
+        rows += k * p * (k * p + 1) - 1
         whole = nn.functional.interpolate(pixels, (side, side), mode="bicubic", antialias=True)
-        pixels = (
-            pixels.unflatten(3, (k, side)).unflatten(2, (k, side)).permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
-        )
-        rows = p * p + k * p * (k * p + 1)
-    pixels = torch.cat([whole[:, None], pixels], 1) if k > 1 else whole[:, None]
-    before, behind = around_image(processor, processor.image_token)
-    sizes = torch.tensor([frames.shape[2:4]] * len(pixels))
-    ids = [*before, *[model.config.image_token_id] * rows, *behind]
-    return with_words(pixels, ids, image_sizes=sizes, tiles=k)
+        tiles = pixels.unflatten(3, (k, side)).unflatten(2, (k, side)).permute(0, 2, 4, 1, 3, 5)
+        pixels = torch.cat([whole[:, None], tiles.flatten(1, 2)], 1)
+    before, _, behind = chat(processor, words).partition(processor.image_token)
+    ids = [*processor.tokenizer(before).input_ids, *[model.config.image_token_id] * rows]
+    ids += processor.tokenizer(behind, add_special_tokens=False).input_ids
+    return with_words(pixels.reshape(len(sizes), -1, 3, side, side), ids, image_sizes=sizes, tiles=k)
 
 
 def take_tiles(model):
-    """Let a model of TILED take the inputs of `in_tiles` too. It computes the number of tiles from the pinpoints
-    of its configuration, which are replaced while it runs; inputs of its own processor need them as they are."""
+    """Let a model of TILED take the inputs of `in_tiles` too. It counts tiles by the pinpoints in its
+    configuration, which are replaced while it runs; inputs of its own processor need them as they are."""
     config, side = model.config, model.config.vision_config.image_size
     pinpoints = config.image_grid_pinpoints
 
@@ -431,34 +434,47 @@ def take_tiles(model):
     model.model.register_forward_hook(after, always_call=True)
 
 
-def for_cogvlm2(model, processor, frames):
+def for_cogvlm2(model, processor, frames, words):
     """BOS, boi, image tokens, eoi, words."""
     from cogvlm2 import IMAGE_MEAN, IMAGE_STD
 
-    text = processor(f"Question: {PROMPT} Answer:", add_special_tokens=False).input_ids
+    text = processor(f"Question: {words} Answer:", add_special_tokens=False).input_ids
     return model.inputs(normalised(frames, IMAGE_MEAN, IMAGE_STD), text)
 
 
-def for_florence2(model, processor, frames):
-    """A mean token comes first. Words after the image change its rows in the encoder, unlike in a causal model."""
+def for_florence2(model, processor, frames, words):
+    """A mean token comes first. Words after the image change its rows, unlike in a causal model."""
     config, tokenizer, multiple = model.config, processor.tokenizer, token_width(model)
     side = frames.shape[2] // multiple
-    words = tokenizer.bos_token + CAPTION + tokenizer.eos_token
-    words = tokenizer(words, add_special_tokens=False).input_ids
-    left = config.text_config.max_position_embeddings - 1 - len(words)
+    text = tokenizer.bos_token + CAPTION + tokenizer.eos_token
+    ids = tokenizer(text, add_special_tokens=False).input_ids
+    left = config.text_config.max_position_embeddings - 1 - len(ids)
     most = min(config.vision_config.max_position_embeddings, math.isqrt(left))
     if side > most:
         size = f"{frames.shape[2]} px are {side} x {side} tokens, of {most} x {most} at most"
         fail(f"{size}; give --size {most * multiple} or less")
-    pixels = normalised(frames, processor.image_processor.image_mean, processor.image_processor.image_std)
-    return with_words(pixels, [config.image_token_id] * (1 + side * side) + words)
+    return with_words(pixels_for(processor, frames), [config.image_token_id] * (1 + side * side) + ids)
 
 
-def for_owl(model, processor, frames):
-    """OWLv2's processor always resizes. Neither head depends on the words. class_head: the class embedding
-    before normalisation; box_head: four offsets, before the patch's place and the sigmoid."""
-    pixels = normalised(frames, processor.image_mean, processor.image_std)
+def for_owl(model, processor, frames, words):
+    """OWLv2's processor always resizes. Neither head depends on the words."""
+    pixels = pixels_for(processor, frames)
     return {"pixel_values": pixels, "input_ids": torch.zeros(len(pixels), 2, dtype=torch.long)}
+
+
+def for_grounding_dino(model, processor, frames, words):
+    return with_words(pixels_for(processor, frames), processor.tokenizer(OBJECT).input_ids)
+
+
+def for_vjepa2(model, processor, frames, words):
+    """Two frames a time step; a still image is repeated. Every token attends to the whole clip."""
+    patch, pair = model.config.patch_size, model.config.tubelet_size
+    if frames.shape[1] == 1:
+        frames = frames.expand(-1, pair, -1, -1, -1)
+    steps, grid = frames.shape[1] // pair, (frames.shape[2] // patch, frames.shape[3] // patch)
+    pixels = pixels_for(processor, frames[:, : steps * pair]).unflatten(0, (len(frames), -1))
+    notes = {"steps": steps, "images": len(frames) * steps, "grid": grid}
+    return {"pixel_values_videos": pixels, "skip_predictor": True} | notes
 
 
 INPUTS = {
@@ -466,6 +482,8 @@ INPUTS = {
     **dict.fromkeys(TILED, in_tiles),
     **dict.fromkeys(("owlvit", "owlv2"), for_owl),
     "internvl": for_internvl,
+    "grounding-dino": for_grounding_dino,
+    "vjepa2": for_vjepa2,
     "cogvlm2": for_cogvlm2,
     "florence2": for_florence2,
 }
@@ -477,102 +495,61 @@ INPUTS = {
 def fixed_side(model):
     """The tower's side where it has positions for one size, else None."""
     vision = vision_of(model.config)
-    any_size = {type_of(model), getattr(vision, "model_type", None)} & set(ANY_SIZE)
-    return None if any_size else one_number(getattr(vision, "image_size", None))
+    any_size = {type_of(model), getattr(vision, "model_type", None)} & ANY_SIZE
+    if any_size or type_of(model) in TILED or getattr(model.config, "backbone_config", None):
+        return None
+    return one_number(getattr(vision, "image_size", None) or getattr(vision, "crop_size", None))
 
 
 def token_width(model):
     """A token's width in pixels, of which a side must be a multiple; the tower's side where it is fixed."""
     config, vision = model.config, vision_of(model.config)
-    strides = getattr(vision, "patch_stride", None)  # of Florence-2's stages
+    if fixed_side(model) or type_of(model) in TILED:
+        return fixed_side(model) or vision.image_size
+    if getattr(config, "backbone_config", None):
+        return 32 * 2 ** max(len(scales_of(model)) - 3, 0)
+    if hasattr(vision, "patch_stride"):  # of Florence-2's stages
+        return math.prod(vision.patch_stride)
     merge = getattr(vision, "spatial_merge_size", None) or getattr(config, "spatial_merge_size", 1)
-    width = math.prod(strides) if strides else one_number(getattr(vision, "patch_size", 32)) * merge
-    return fixed_side(model) or width
+    return one_number(getattr(vision, "patch_size", 32)) * merge
 
 
 def general(model, processor):
-    """The family of a vision-language model or an image encoder: points by common attributes, inputs by its own
-    processor, tokens in row order, except where the tables above name its type."""
-    kind, width, order = type_of(model), token_width(model), restores(model)
-    vision = vision_of(model.config)
+    """The family of a VLM or an image encoder: points by common attributes, inputs by its own processor, and
+    tokens in row order, except where the tables above name its type."""
+    kind, order, vision = type_of(model), restores(model), vision_of(model.config)
+    width, fixed = token_width(model), fixed_side(model)
+    together = [one_number(getattr(vision, name, 1)) for name in ("temporal_patch_size", "tubelet_size")]
+    together = max(together) if kind in (*QWEN, "vjepa2") else 1  # frames of a time step
     patch = one_number(getattr(vision, "patch_stride", None) or getattr(vision, "patch_size", 1))
-    frames_a_step = one_number(vision.temporal_patch_size) if kind in QWEN else 1
     if kind in TILED:
         take_tiles(model)
 
-    def inputs(frames):
-        if fixed_side(model) and kind not in TILED:
-            one_size(frames, width)
-        with taken(model, frames.shape[2]):
-            given = INPUTS.get(kind, processed)(model, processor, frames)
-        return given if "grid" in given else noted(given, frames, patch)
+    def inputs(frames, words=None):
+        steps, h, w = frames.shape[1:4]
+        if fixed not in (None, h):
+            fail(f"this model takes {width} px only, not {h} px; give --size {width}")
+        with taken(model, h):
+            given = INPUTS.get(kind, processed)(model, processor, frames, words or PROMPT)
+        notes = {
+            "frames": steps,
+            "steps": steps,
+            "images": len(frames) * steps,
+            "grid": (h // patch, w // patch),
+        }
+        return given if "grid" in given else given | notes
 
     points = {}
     for point, path in paths_of(model).items():
-        name = point.partition(".")[0]
-        restore = order.get("merger" if name == "deepstack" else name, raster)
-        points[point] = path, restore
-        if kind == "kosmos-2" and name in ("merger", "language"):  # 64 learned queries pool the patches
-            points[point] = path, flat if name == "merger" else restore, NO_GRID
-    return inputs, points, width, lambda step: frames_a_step * step
-
-
-def grounding_dino(model, processor):
-    """vision.<i>: Swin's blocks, each stage on its own grid; scale.<i>: the encoder's input, grids of 8, 16, 32 and 64 px a token.
-    encoder.<i> attends to all scales and the text. Its 16 px scale is stored, 48 x 48 tokens at 768 px, as fine as other
-    encoders (8 px would be 9216 tokens). Frames of a clip are single images."""
-    swin = model.model.backbone.conv_encoder.model
-    strides = [swin.config.patch_size * 2 ** (stage - 1) for stage in swin.config.out_indices]
-    strides += [strides[-1] * 2 ** (k + 1) for k in range(model.config.num_feature_levels - len(strides))]
-    stored = min(1, len(strides) - 1)
-
-    def inputs(frames):
-        pixels = normalised(frames, processor.image_processor.image_mean, processor.image_processor.image_std)
-        ids = torch.tensor(processor.tokenizer(OBJECT).input_ids).expand(len(pixels), -1)
-        return noted({"input_ids": ids, "pixel_values": pixels}, frames, swin.config.patch_size)
-
-    def encoder(x, batch):
-        tokens = [(batch["pixel_values"].shape[-1] // s) ** 2 for s in strides]
-        return raster(x.split(tokens, 1)[stored], batch)
-
-    points = {
-        **{p: (path, raster) for p, path in paths_of(model).items() if not p.startswith("encoder")},
-        **stack("scale", "model.input_proj_vision", len(strides), raster),
-        # a layer returns a tuple of tuples; its deformable part returns the image tokens
-        **{
-            f"encoder.{i}": (f"model.encoder.layers.{i}.deformable_layer", encoder)
-            for i in range(model.config.encoder_layers)
-        },
-    }
-    coarsest = swin.config.patch_size * 2 ** (len(swin.config.depths) - 1)
-    return inputs, points, max(strides[-1], coarsest), lambda step: step
-
-
-def vjepa2(model, processor):
-    """Two frames a time step, raster order, time first; a still image is repeated. Every token attends to the whole clip, later frames too."""
-    patch, pair = model.config.patch_size, model.config.tubelet_size
-
-    def inputs(frames):
-        one_size(frames, model.config.crop_size)
-        if frames.shape[1] == 1:
-            frames = frames.expand(-1, pair, -1, -1, -1)
-        frames = frames[:, : frames.shape[1] // pair * pair]
-        pixels = normalised(frames, processor.image_mean, processor.image_std).unflatten(0, frames.shape[:2])
-        return {"pixel_values_videos": pixels, "skip_predictor": True}
-
-    def grid(x, batch):
-        _, t, _, h, w = batch["pixel_values_videos"].shape
-        return x.reshape(len(x), t // pair, h // patch, w // patch, x.shape[-1])
-
-    points = {
-        "patch_embed": ("encoder.embeddings", grid),
-        **stack("vision", "encoder.layer", len(model.encoder.layer), grid),
-    }
-    return inputs, points, model.config.crop_size, lambda step: pair * step
+        name = point.partition(".")[0].replace("deepstack", "merger")
+        points[point] = path, order.get(name, raster)
+        if kind == "kosmos-2" and name in order:
+            points[point] += (NO_GRID,)
+    return inputs, points, width, lambda step: together * step
 
 
 def ltx_vae(model, processor):
-    """latents: normalised per channel, (mode - latents_mean) / latents_std, as LTX-Video's transformer expects; latents-raw: not normalised."""
+    """latents: normalised per channel, as LTX-Video's transformer expects; latents-raw: not normalised."""
     step, side = model.temporal_compression_ratio, model.spatial_compression_ratio
 
     def inputs(frames):
@@ -584,177 +561,34 @@ def ltx_vae(model, processor):
     def latents(x, batch):
         return (x.permute(0, 2, 3, 4, 1) - model.latents_mean) / model.latents_std
 
-    points = {
-        "latents": ("encoder", latents),
-        "latents-raw": ("encoder", lambda x, batch: x.permute(0, 2, 3, 4, 1)),
-    }
+    points = {"latents": ("encoder", latents)}
+    points["latents-raw"] = "encoder", lambda x, batch: x.permute(0, 2, 3, 4, 1)
     return inputs, points, side, lambda k: 0 if k == 0 else 1 + (k - 1) * step
 
 
-# model type -> family, where it is not the general one
-FAMILIES = {"grounding-dino": grounding_dino, "vjepa2": vjepa2, "ltx_vae": ltx_vae}
-
-
 def family_of(model):
-    return FAMILIES.get(type_of(model), general)
-
-
-# model type -> points that depend on later frames; for LTX-Video's autoencoder, see its config
-NON_CAUSAL = {"vjepa2": "vision."}
+    return ltx_vae if type_of(model) == "ltx_vae" else general
 
 
 def sees_later_frames(model, point):
-    """Whether a time step of `point` depends on later frames. Such features leak the future into a prediction."""
-    kind = type_of(model)
-    if kind == "ltx_vae":
+    """Whether a time step of `point` depends on later frames, which would leak into a prediction."""
+    if type_of(model) == "ltx_vae":
         return not model.config.encoder_causal
-    return point.startswith(NON_CAUSAL.get(kind, "none"))
+    return type_of(model) == "vjepa2" and point.startswith("vision.")
 
 
-# The plan's names of points: letter -> (model types, points 1, 2, ...). `last` is the last tower layer that
-# the projector reads.
-FIVE = ("patch_embed", "vision.middle", "vision.last", "merger", "language.middle")
-ALIASES = {
-    "L": (LLAVA, FIVE),
-    "I": (("internvl", "internvl_chat"), FIVE),
-    "C": (("cogvlm2",), ("patch_embed", "vision.last", "merger", "language.middle")),
-}
-
-
-def depths(entry):
-    """(layers of the tower, the last of them that the projector reads, layers of the language model), from the registry or a folder's config.json."""
-    if "vision" in entry:
-        tower, language, read = entry["vision"][0], entry["language"][0], entry.get("read", -1)
-    elif entry["type"] in OWN_LAYOUT:
-        config = json.loads(Path(entry["path"], "config.json").read_text())
-        tower = config["vision_config"]["num_hidden_layers"]
-        language = config.get("llm_config", config)["num_hidden_layers"]
-        read = config.get("select_layer", -1)
-    else:
-        # a folder's config.json may leave out what is the library's default
-        from transformers import AutoConfig
-
-        config = attempt(lambda: AutoConfig.from_pretrained(entry["path"]), entry)
-        tower = config.vision_config.num_hidden_layers
-        language = config.text_config.num_hidden_layers
-        read = config.vision_feature_layer
-    read = read[-1] if isinstance(read, list) else read
-    return tower, read + tower if read < 0 else read - 1, language
-
-
-def resolve_aliases(names, entry):
-    """`--points` with the plan's names (L3, c2, ...) replaced by the model's point names, before it is loaded."""
-
-    def resolve(name):
-        letter, number = name[:1].upper(), name[1:]
-        if letter not in ALIASES or not number.isdigit():
-            return name
-        types, meant = ALIASES[letter]
-        if entry.get("type") not in types:
-            kind = f"{name} is a point of {', '.join(types)}, and {entry['name']} is of another type"
-            fail(f"{kind}; give its point names, or --points all")
-        if not 1 <= int(number) <= len(meant):
-            fail(f"{name} is no point: {', '.join(types)} have {letter}1 to {letter}{len(meant)}")
-        stack, _, place = meant[int(number) - 1].partition(".")
-        if not place:
-            return stack
-        tower, last, language = depths(entry)
-        if place != "last":
-            last = at_depth(tower if stack == "vision" else language, 0.5)
-        return f"{stack}.{last}"
-
-    return ",".join(resolve(name) for name in names.split(","))
-
-
-# ---------------------------------------------------------------- several questions about one image, which is computed once
-
-# causal, with words after the image
-ASKABLE = (*QWEN, *LLAVA, "internvl", "cogvlm2")
-ROWS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
-
-
-def image_rows(model, batch):
-    """Mask of the image's rows in the prompt, bool [sequences, rows], with a mosaic's newlines and CogVLM2's
-    boi and eoi."""
-    if model.config.model_type == "cogvlm2":
-        return batch["token_type_ids"] == 1
-    if "image_embeds_position_mask" in batch:  # Kosmos-2
-        return batch["image_embeds_position_mask"].bool()
-    places = [getattr(model.config, f"{kind}_token_id", None) for kind in ("image", "video")]
-    places = torch.tensor([p for p in places if p is not None], device=batch["input_ids"].device)
-    return torch.isin(batch["input_ids"], places)
-
-
-def up_to_the_image(model, batch):
-    """The inputs cut after the image, with an empty key-value cache; `behind` holds the ids of the words cut off."""
-    from transformers import DynamicCache
-
-    end = int(image_rows(model, batch)[0].nonzero()[-1]) + 1
-    more = {"behind": tuple(batch["input_ids"][0, end:].tolist())}
-    if model.config.model_type == "cogvlm2":
-        more["cache"] = [{} for _ in range(model.config.num_hidden_layers)]
-    else:
-        more |= {"past_key_values": DynamicCache(), "use_cache": True}
-    return {k: v[:, :end] if k in ROWS else v for k, v in batch.items()} | more
-
-
-def words_behind(model, processor, batch, question):
-    """Token ids after the image, with `question` in place of PROMPT."""
-
-    def tokens(words):
-        if model.config.model_type == "cogvlm2":
-            return processor(f"Question: {words} Answer:", add_special_tokens=False).input_ids
-        kind = "video" if "video_grid_thw" in batch else "image"
-        text = chat(processor, words, kind).rpartition(getattr(processor, f"{kind}_token"))[2]
-        return processor.tokenizer(text, add_special_tokens=False).input_ids
-
-    default, behind = tokens(PROMPT), batch["behind"]
-    first = behind[: len(behind) - len(default)]  # added by the processor: the end of an image
-    assert behind == (*first, *default), (behind, default)
-    return [*first, *tokens(question)]
-
-
-def positions_behind(model, given, words):
-    """Position ids of words [n, k] after the image, by the library's rules; under M-RoPE an image takes fewer positions than rows."""
-    if model.config.model_type == "cogvlm2":
-        from cogvlm2 import image_positions
-
-        first = image_positions(given["token_type_ids"])[:, -1:] + 1
-        return first + torch.arange(words.shape[1], device=words.device)
-    end = given["input_ids"].shape[1]
-    if not hasattr(model.model, "get_rope_index"):
-        return torch.arange(end, end + words.shape[1], device=words.device).expand(words.shape)
-    rows = {"mm_token_type_ids": 0, "attention_mask": 1}
-    rows = {name: torch.cat([given[name], torch.full_like(words, fill)], 1) for name, fill in rows.items()}
-    accepted = inspect.signature(model.model.get_rope_index).parameters
-    more = {name: given[name] for name in accepted if name in given and name not in ROWS}
-    return model.model.get_rope_index(torch.cat([given["input_ids"], words], 1), **rows, **more)[0][..., end:]
-
-
-# ---------------------------------------------------------------- points by name
-
-
-def at_depth(layers, part):
-    """The layer (0-based) at relative depth `part` of a stack."""
-    return round(layers * part) - 1
-
-
-def quarters(points):
-    """All points outside the stacks and of stacks of up to 8 layers; four depths of each deeper stack."""
-    chosen = []
-    for stack in ("vision", "scale", "encoder", "language"):
-        names = [p for p in points if p.startswith(f"{stack}.")]
-        chosen += names if len(names) <= 8 else [names[at_depth(len(names), q / 4)] for q in (1, 2, 3, 4)]
-    return [p for p in points if p in chosen or "." not in p]
+# ---------------------------------------------------------------- for every user of a family
 
 
 def on(batch, device, dtype):
     """The batch on the model's device and in its dtype, without our notes (plain numbers and tuples)."""
-    return {
-        k: v.to(device, dtype if v.is_floating_point() else None) if torch.is_tensor(v) else v
-        for k, v in batch.items()
-        if type(v) not in (int, tuple)
-    }
+    given = {}
+    for name, x in batch.items():
+        if torch.is_tensor(x):
+            given[name] = x.to(device, dtype if x.is_floating_point() else None)
+        elif type(x) not in (int, tuple):
+            given[name] = x
+    return given
 
 
 def whole_tokens(size, multiple, model):

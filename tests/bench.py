@@ -300,7 +300,7 @@ def questions(count=8, tokens=512, words=24):
     with streaming.capturing(model, points) as run:
 
         def ours():
-            image = families.up_to_the_image(model, inputs(text=()))
+            image = streaming.up_to_the_image(model, inputs(text=()))
             end = list(image.pop("behind"))
             run(image)
             rows = [end + question for question in ids]

@@ -4,7 +4,7 @@ import copy
 import functools
 import shutil
 
-import classes
+import helpers_classes as classes
 import huggingface_hub
 import pytest
 import torch
@@ -18,6 +18,7 @@ import extract
 import families
 import streaming
 from common import write_items
+from features import quarters, resolve_aliases
 from models import LOADERS, MODELS, find_model, greedy_tokens
 
 SIDES = {"small_vlm": 80, "small_qwen2vl": 64, "small_qwen3vl": 64, "small_cogvlm2": 56, "small_vae": 32}
@@ -240,12 +241,12 @@ def test_the_plans_names_are_the_same_points_of_a_registry_entry_or_a_folder(req
     entry = find_model(which if which in MODELS else str(folder_of(request, which)))
     letter = which.removeprefix("small_")[0].upper()
     names = ",".join(f"{letter}{k + 1}" for k in range(PLAN[which].count(",") + 1))
-    assert families.resolve_aliases(names, entry) == PLAN[which]
+    assert resolve_aliases(names, entry) == PLAN[which]
 
 
 def test_quarters_are_four_depths_of_a_deep_stack():
     points = ["patch_embed", *(f"vision.{i}" for i in range(12)), *(f"language.{i}" for i in range(8))]
-    assert families.quarters(points) == ["patch_embed", *(f"vision.{i}" for i in (2, 5, 8, 11)), *points[13:]]
+    assert quarters(points) == ["patch_embed", *(f"vision.{i}" for i in (2, 5, 8, 11)), *points[13:]]
 
 
 # ---------------------------------------------------------------- classes without a row of their own

@@ -52,7 +52,7 @@ def full(name):
     with torch.device("meta"):
         model = published.network(published.config_of(name))
     if MODELS[name]["kind"] == "language":
-        return model, families.stack("language", "model.layers", len(model.model.layers)), None
+        return model, {f"language.{i}": (f"model.layers.{i}",) for i in range(len(model.model.layers))}, None
     processor = None if name.startswith("internvl2") else ProcessorFacts()
     return (model, *families.family_of(model)(model, processor)[1:3])
 
