@@ -119,7 +119,9 @@ def text_of(model, batch, layers):
     rows = int(image_rows(model, batch)[0].sum())
     stages, side = len(getattr(vision_of(config), "depths", [1])), math.isqrt(rows)
     merge = max(batch["grid"][0] // side // 2 ** (stages - 1), 1)
-    if config.model_type == "kosmos-2" or batch["grid"][0] % side:
+    if config.model_type in TILED:  # their rows hold newlines and a small whole image too
+        merge = 1
+    elif config.model_type == "kosmos-2" or batch["grid"][0] % side:
         merge = 1, rows
     return layers, merge, getattr(config, "text_config", config).hidden_size
 
