@@ -583,8 +583,8 @@ def greedy(model, most, end=None):
     if ids["pad_token_id"] is None:
         ids["pad_token_id"] = torch.as_tensor(ids["eos_token_id"] or 0).flatten()[0].item()
     flags = {"do_sample": False, "num_beams": 1, "num_return_sequences": 1, "use_cache": True}
-    flags |= {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "repetition_penalty": 1.0, "length_penalty": 1.0}
-    flags |= {"no_repeat_ngram_size": 0, "min_length": 0, "min_new_tokens": 0, "max_new_tokens": most}
+    flags |= {"repetition_penalty": 1.0, "length_penalty": 1.0, "no_repeat_ngram_size": 0, "min_length": 0}
+    flags |= {"max_new_tokens": most, "renormalize_logits": False, "remove_invalid_values": False}
     model.generation_config = GenerationConfig(**flags, **ids)
     return model.generation_config
 
