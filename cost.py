@@ -117,7 +117,8 @@ def text_of(model, batch, layers):
     """(layers, merge or (1, K) queries, width) of a language model, from the inputs of an image."""
     config = model.config
     rows = int(image_rows(model, batch)[0].sum())
-    stages, side = len(getattr(vision_of(config), "depths", [1])), math.isqrt(rows)
+    stages = len(getattr(vision_of(config), "depths", [1]))
+    side = batch["grid"][0] if "tiles" in batch else math.isqrt(rows)  # a mosaic has newlines besides
     merge = max(batch["grid"][0] // side // 2 ** (stages - 1), 1)
     if config.model_type in TILED:  # their rows hold newlines and a small whole image too
         merge = 1
@@ -161,7 +162,7 @@ def add_points(f, row):
         f.points |= {f"vision.{len(f.points) - 1 + i}": stage for i in range(depth)}
     if f.type == "AutoencoderKLLTXVideo":
         f.points = dict.fromkeys(("latents", "latents-raw"), Point(patch, width))
-    f.points |= BESIDES.get(f.type) or row.get("besides", {})
+    f.points |= row.get("besides", {}) | BESIDES.get(f.type, {})
     if f.type == "cogvlm2":  # one of two experts works on a token
         f.points["conv"], one = Point(2 * patch, width, 4 * width**2), one / 2
     if layers:

@@ -13,8 +13,9 @@ Reads data/<name>/ and a checkpoint: a registry name or a folder in Hugging Face
 
 Points are `pixels` (those of each token, a baseline), `patch_embed`, `vision.<i>`, `merger` (projector) and
 `language.<i>`; an autoencoder has `latents` (the mode, normalised as video models expect it); families add
-their own (README). Tokens without a place in the image are [n, t, 1, K, D], with `grid: false`. --points also
-accepts the short names L1-L5 (LLaVA), I1-I5 (InternVL), C1-C4 (CogVLM2). A pass stops at the last point.
+their own (README). Tokens without a place in the image, or for which the patch test of check.py finds none,
+are [n, t, 1, K, D], with `grid: false`. --points also accepts the short names L1-L5 (LLaVA), I1-I5
+(InternVL), C1-C4 (CogVLM2). A pass stops at the last point.
 
 Values are stored in fp16, and in fp32 where they overflow. Of clips only pooled.pt is written, and tokens at
 the points of --grids. A complete shard is never computed again: the same command continues a killed run.

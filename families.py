@@ -20,6 +20,7 @@ PROMPT = "Describe the picture."
 CAPTION = "What does the image describe?"
 # Grounding DINO's text: its encoder mixes text and image, so the text influences the features
 OBJECT = "an object."
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and standard deviation of the channels
 
 QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe")
 TILED = ("llava_next", "llava_onevision", "llava_next_video")
@@ -193,16 +194,16 @@ def restores(model):
     kind = type_of(model)
     if kind == "kosmos-2":  # 64 learned queries pool the patches
         return {"merger": flat, "language": lambda x, batch: flat(in_rows(model, x, batch), batch)}
+    if kind in TILED:
+        return tiles_in_order(model)
     found = {"language": language} | ({"encoder": encoder} if scales > 1 else {})
-    if kind in BLOCKS:
-        return found | blocks_in_order(model)
-    return tiles_in_order(model) if kind in TILED else found
+    return found | (blocks_in_order(model) if kind in BLOCKS else {})
 
 
 # ---------------------------------------------------------------- points, by common attributes
 
 TOWERS = ("vision_tower", "visual", "vision_model", "image_tower", "vision_encoder", "vision", "backbone")
-PROJECTORS = ("multi_modal_projector", "connector", "merger", "aligner", "linear_proj")
+PROJECTORS = ("multi_modal_projector", "connector", "merger", "projector", "aligner", "linear_proj")
 PROJECTORS += ("image_to_text_projection", "visual_embeddings_table")
 LANGUAGE = ("language_model", "text_model")
 CONVOLUTIONS = nn.Conv2d, nn.Conv3d
@@ -317,22 +318,18 @@ def taken(model, side):
     try:
         yield
     except Exception as e:
-        if type_of(model) in PROVED:
+        if type_of(model) in PROVED or isinstance(e, torch.OutOfMemoryError):
             raise
         what = (str(e).splitlines() or [""])[0][:200].rstrip(". ") or type(e).__name__
         what = f"does not take single images of {side} px: {what}"
         fail(f"a model of type {type_of(model)} {what}; give another --size")
 
 
-def normalised(frames, mean, std):
-    """uint8 [n,T,S,S,3] -> [n*T, 3, S, S], standardised per channel."""
-    return ((frames.flatten(0, 1).float() / 255 - torch.tensor(mean)) / torch.tensor(std)).permute(0, 3, 1, 2)
-
-
 def pixels_for(processor, frames):
-    """`normalised` by the numbers of a processor."""
+    """uint8 [n,T,S,S,3] -> [n*T, 3, S, S], standardised by a processor's numbers or else ImageNet's."""
     images = getattr(processor, "image_processor", processor)
-    return normalised(frames, images.image_mean, images.image_std)
+    mean, std = (images.image_mean, images.image_std) if processor else IMAGENET
+    return ((frames.flatten(0, 1).float() / 255 - torch.tensor(mean)) / torch.tensor(std)).permute(0, 3, 1, 2)
 
 
 def with_words(pixels, ids, **more):
@@ -363,12 +360,17 @@ def processed(model, processor, frames, words):
             given["input_ids"] = torch.zeros(len(images), 2, dtype=torch.long)
         return given
     more = {"num_image_tokens": model.config.latent_query_num} if type_of(model) == "kosmos-2" else {}
-    more |= {"images_kwargs": as_it_is(processor.image_processor), "return_tensors": "pt"}
-    plain = {"kosmos-2": "{}", "paligemma": "<image>{}"}.get(type_of(model))  # without a chat template
-    text = plain.format(words) if plain else chat(processor, words)
-    given = dict(processor(images=[[image] for image in images], text=[text] * len(images), **more))
-    given.pop("labels", None)
-    return given
+    text = words if type_of(model) == "kosmos-2" else chat(processor, words)
+    more |= {"text": [text] * len(images), "return_tensors": "pt"}
+    nested, how, errors = [[image] for image in images], as_it_is(processor.image_processor), []
+    # some take no nested lists (GOT-OCR2), or always resize (Llama 4)
+    for pictures, kwargs in ((nested, how), (images, how), (nested, {})):
+        try:
+            given = processor(images=pictures, images_kwargs=kwargs, **more)
+            return {name: x for name, x in given.items() if name != "labels"}
+        except ValueError as e:
+            errors.append(e)
+    raise errors[0]
 
 
 def for_qwen(model, processor, frames, words):
@@ -385,7 +387,7 @@ def for_internvl(model, processor, frames, words):
     if processor:
         return processed(model, processor, frames, words)
     config = model.config
-    pixels = normalised(frames, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    pixels = pixels_for(None, frames)
     patches = math.prod(s // one_number(config.vision_config.patch_size) for s in pixels.shape[2:])
     rows = round(patches * config.downsample_ratio**2)
     return with_words(pixels, [config.text_config.bos_token_id, *[config.image_token_id] * rows])
@@ -436,10 +438,10 @@ def take_tiles(model):
 
 def for_cogvlm2(model, processor, frames, words):
     """BOS, boi, image tokens, eoi, words."""
-    from cogvlm2 import IMAGE_MEAN, IMAGE_STD
+    from cogvlm2 import normalised
 
     text = processor(f"Question: {words} Answer:", add_special_tokens=False).input_ids
-    return model.inputs(normalised(frames, IMAGE_MEAN, IMAGE_STD), text)
+    return model.inputs(normalised(frames.flatten(0, 1)), text)
 
 
 def for_florence2(model, processor, frames, words):

@@ -425,7 +425,7 @@ def control_token(processor, words):
     for token in tokenizer.added_tokens_decoder.values() if "<" in words or "[" in words else ():
         if token.special and token.content in str(template):
             tokens.append(token.content)
-    return next((token for token in tokens if token and token in words), None)
+    return next((str(token) for token in tokens if token and str(token) in words), None)
 
 
 def plain(processor, question):

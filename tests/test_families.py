@@ -285,6 +285,13 @@ def test_any_class_is_read_as_its_library_reads_it_and_sees_patches_where_they_a
     assert sum(point.startswith("vision.") for point in found) == (4 if which == "detr" else 3)
 
 
+def test_every_type_whose_order_is_taken_as_proved_is_in_these_tests(request, of_class):
+    folders = [of_class(which) for which in classes.VLMS | classes.ENCODERS if which != "idefics2"]
+    folders += [folder_of(request, which) for which in SIDES]
+    types = {find_model(str(folder))["type"] for folder in folders} - {"AutoencoderKLLTXVideo"}
+    assert types | {"ltx_vae"} == families.PROVED
+
+
 @pytest.mark.parametrize("which", [w for w in classes.VLMS | classes.ENCODERS if w != "idefics2"])
 def test_sizes_that_are_priced_are_those_of_the_features(of_class, which):
     folder, side = of_class(which), side_of(which)
