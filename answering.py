@@ -25,6 +25,7 @@ from models import (
     greedy,
     load_transformer,
     original_of,
+    plain,
     put_to,
     registry_name,
     skeleton,
@@ -275,7 +276,7 @@ def word_prompt(tokenizer, question, context=""):
 
     Without a chat template they are plain lines.
     """
-    text = f"{MARK}{context}\n{question}"
+    text = f"{MARK}{context}\n{plain(tokenizer, question)}"
     if tokenizer.chat_template:
         messages = [{"role": "user", "content": text}]
         text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)

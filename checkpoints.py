@@ -480,7 +480,8 @@ def merged(model, entry):
     found = {}
     for name, x in load_peft_weights(folder, device="cpu").items():
         found[name if name in fitting else new_name(model, name, fitting)] = x
-    for what, names in (("lacks", fitting - set(found)), ("has no place for", set(found) - fitting)):
+    unknown = set(found) - fitting - set(whole.state_dict())
+    for what, names in (("lacks", fitting - set(found)), ("has no place for", unknown)):
         if names:
             raise ValueError(f"it {what} {min(names)} and {len(names) - 1} more")
     set_peft_model_state_dict(whole, found)

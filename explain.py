@@ -126,6 +126,7 @@ from models import (
     LONGEST,
     OPTIONS,
     RATE,
+    TOKENS,
     answers_to,
     find_model,
     greedy_tokens,
@@ -196,6 +197,8 @@ def generate_answers(model, processor, inputs_of, images, questions, batch, devi
     answers, together = [None] * len(questions), {}
     for k, question in enumerate(questions):
         together.setdefault(question, []).append(k)
+    first = inputs_of(images[0]()[None], questions[0])
+    batch = max(min(batch, TOKENS // (first["input_ids"].shape[1] + ANSWER_TOKENS)), 1)
     for question, members in tqdm(together.items(), unit="question"):
         for numbers, frames in batches_of_one_shape(members, images, batch):
             given = on(inputs_of(frames, question), device, dtype)

@@ -177,6 +177,9 @@ ADAPTERS = {
     "bias": LoraConfig(r=4, bias="lora_only", **PROJECTIONS),
     "pissa": LoraConfig(r=4, init_lora_weights="pissa", **PROJECTIONS),
     "olora": LoraConfig(r=4, init_lora_weights="olora", **PROJECTIONS),
+    "tokens": LoraConfig(r=4, trainable_token_indices=[3, 5], **PROJECTIONS),
+    "head": LoraConfig(r=4, modules_to_save=["lm_head"], **PROJECTIONS),
+    "embedding": LoraConfig(r=4, target_modules=["q_proj", "embed_tokens"]),
     "ia3": IA3Config(feedforward_modules=[], **PROJECTIONS),
 }
 
