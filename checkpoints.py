@@ -56,14 +56,11 @@ def of_the_hub(found, entry):
     where, part = entry["path"], entry.get("subfolder")
     page = f"https://huggingface.co/{where}"
     include, folder = (f" --include {part}/*", f"the folder {part} in it") if part else ("", "the folder")
-    download = f"fetch it with `hf download {where}{include}`"
-    fetch = f"{download} on a machine with a network, then pass {folder} as MODEL"
+    fetch = f"`hf download {where}{include}` on a machine with a network, then pass {folder} as MODEL"
     sentences = {
         errors.GatedRepoError: f"it is gated; accept its licence at {page}, then `hf auth login`",
-        errors.RevisionNotFoundError: f"it has no revision {entry.get('revision')!r}; "
-        f"see {page}/commits/main, or leave --revision out",
-        errors.RepositoryNotFoundError: "the hub has no such repository, or it is private; "
-        "check the name, or `hf auth login`",
+        errors.RevisionNotFoundError: f"it has no revision {entry.get('revision')!r}; see {page}/commits",
+        errors.RepositoryNotFoundError: "the hub has no such repository or a private one; `hf auth login`",
         errors.OfflineModeIsEnabled: f"HF_HUB_OFFLINE is set; {fetch}",
     }
     for kind, sentence in sentences.items():
@@ -121,7 +118,7 @@ def attempt(build, entry):
         if missing := sorted(info["missing_keys"]):
             fail(f"{where} lacks weights ({len(missing)}, {missing[0]} first); fetch the whole checkpoint")
         if scales := [name for name in sorted(info["unexpected_keys"]) if SCALES.search(name)]:
-            fail(f"{where} holds {scales[0]} of quantised weights, but no quantization_config; {ORIGINAL}")
+            fail(f"{where} holds quantised weights ({scales[0]}), but no quantization_config; {ORIGINAL}")
         return model
     return found
 
@@ -266,8 +263,10 @@ def stored_bytes(entry, dtype):
     tensors = []
     for file in folder.glob("*.safetensors") if folder else ():
         tensors += [x for name, x in json.loads(header_of(file)).items() if name != "__metadata__"]
-    numbers = sum(math.prod(x["shape"]) for x in tensors) or 1e9 * entry.get("params", 0)
-    return dtype.itemsize * numbers
+    numbers = sum(math.prod(x["shape"]) for x in tensors)
+    if folder and not numbers:  # usually of two bytes
+        numbers = sum(file.stat().st_size for file in folder.glob("pytorch_model*.bin")) // 2
+    return dtype.itemsize * (numbers or 1e9 * entry.get("params", 0))
 
 
 # ---------------------------------------------------------------- weights, one by one
