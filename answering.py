@@ -195,7 +195,7 @@ def with_choices(model, given, choices):
     Each choice, a list of token ids, has the positions it would have alone, and attends to the prompt and to
     itself.
     """
-    name = "input_ids" if "input_ids" in given else "inputs_embeds"
+    name = "inputs_embeds" if "inputs_embeds" in given else "input_ids"
     device, (n, end) = given[name].device, given[name].shape[:2]
     rows = [(token, k, j) for k, choice in enumerate(choices) for j, token in enumerate(choice)]
     ids, number, place = torch.tensor(rows, device=device).T
@@ -211,6 +211,8 @@ def with_choices(model, given, choices):
     if name == "inputs_embeds":
         behind[name] = model.get_input_embeddings()(words)
     inputs = given | {key: torch.cat([given[key], x], 1) for key, x in behind.items() if key in given}
+    if name == "inputs_embeds":
+        del inputs["input_ids"]
     before = positions(model, given)
     last = before.amax((0, 2) if before.ndim == 3 else 1, keepdim=True)
     after = (last + 1 + place).expand(*before.shape[:-1], -1)

@@ -181,7 +181,11 @@ def hub_file(entry, name):
 def config_of(entry, name="config.json"):
     """A JSON file of a checkpoint as a dict; exit 2 where there is none."""
     path = attempt(lambda: hub_file(entry, name), entry)
-    return read_json(path) if path else fail(f"{entry['path']} has no {name}; fetch it from its repository")
+    return (
+        read_json(path)
+        if path
+        else fail(f"{entry['path']} has no {name}; fetch it (of an adapter, give the folder)")
+    )
 
 
 def cached_folder(entry):

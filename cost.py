@@ -41,7 +41,7 @@ CLIP, SINGLE = 17, 8  # frames of a clip; of one whose frames a model sees one b
 # layers of the untrained network that are stored: as many as val chooses at most (probe.py 3, align.py 4)
 CHOSEN = {"images": 7, "clips": 1, "encoder": 3}
 
-# What FACTS (models.py) leaves out.
+# What models.yaml leaves out.
 # FLOP a pixel of LTX-Video's autoencoder, first frame and later ones: FlopCounterMode, default configuration
 VAE = {"first": 1.5331e6, "later": 8.1163e5}
 BEFORE = dict.fromkeys(("dinov2", "internvl", "internvl_chat", "cogvlm2", "llava_next", "kosmos-2"), 1)
@@ -120,7 +120,9 @@ def text_of(model, batch, layers):
     stages = len(getattr(vision_of(config), "depths", [1]))
     side = batch["grid"][0] if "tiles" in batch else math.isqrt(rows)  # a mosaic has newlines besides
     merge = max(batch["grid"][0] // side // 2 ** (stages - 1), 1)
-    if config.model_type == "kosmos-2" or batch["grid"][0] % side:
+    if config.model_type in TILED:  # their rows hold newlines and a small whole image too
+        merge = 1
+    elif config.model_type == "kosmos-2" or batch["grid"][0] % side:
         merge = 1, rows
     return layers, merge, getattr(config, "text_config", config).hidden_size
 

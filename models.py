@@ -475,6 +475,8 @@ def qwen_inputs(processor, frames, words, at=None, image_set=False):
 
 def sheet(clip):
     """Frames uint8 [k, H, W, 3] -> one picture, row by row (an image grid, Kim et al. 2024); one as it is."""
+    if len(clip) == 1:
+        return clip[0]
     columns = math.ceil(len(clip) ** 0.5)
     blank = clip[:1].expand(-len(clip) % columns, *clip.shape[1:]) * 0
     rows = torch.cat([clip, blank]).unflatten(0, (-1, columns))
@@ -512,7 +514,7 @@ def one_tile(model, processor, frames, text):
     ids = processor.tokenizer([text] * len(frames), return_tensors="pt").input_ids.to(x.device)
     embedded = model.get_input_embeddings()(ids)
     embedded = embedded.masked_scatter((ids == config.image_token_id)[..., None], x.to(embedded.dtype))
-    return {"inputs_embeds": embedded, "attention_mask": torch.ones_like(ids)}
+    return {"input_ids": ids, "inputs_embeds": embedded, "attention_mask": torch.ones_like(ids)}
 
 
 def as_images(clip):
@@ -559,8 +561,7 @@ def answers_to(model, processor, frames, question, at, most=LONGEST):
 
     No padding; so many clips at once as TOKENS hold."""
     first = put_to(model, processor, frames[:1], question, at)
-    rows = next(first[name].shape[1] for name in ("input_ids", "inputs_embeds") if name in first)
-    batch, answers = max(TOKENS // (rows + most), 1), []
+    batch, answers = max(TOKENS // (first["input_ids"].shape[1] + most), 1), []
     for some in [frames[k : k + batch] for k in range(0, len(frames), batch)]:
         given = first if len(frames) == 1 else put_to(model, processor, some, question, at)
         tokens = greedy_tokens(model, given, most)
@@ -582,8 +583,8 @@ def greedy(model, most, end=None):
     if ids["pad_token_id"] is None:
         ids["pad_token_id"] = torch.as_tensor(ids["eos_token_id"] or 0).flatten()[0].item()
     flags = {"do_sample": False, "num_beams": 1, "num_return_sequences": 1, "use_cache": True}
-    flags |= {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "repetition_penalty": 1.0, "length_penalty": 1.0}
-    flags |= {"no_repeat_ngram_size": 0, "min_length": 0, "min_new_tokens": 0, "max_new_tokens": most}
+    flags |= {"repetition_penalty": 1.0, "length_penalty": 1.0, "no_repeat_ngram_size": 0, "min_length": 0}
+    flags |= {"max_new_tokens": most, "renormalize_logits": False, "remove_invalid_values": False}
     model.generation_config = GenerationConfig(**flags, **ids)
     return model.generation_config
 
@@ -594,6 +595,4 @@ def greedy_tokens(model, given, most, streamer=None):
         if model.config.model_type == "cogvlm2":
             return model.generate(**given, max_new_tokens=most, streamer=streamer)
         tokens = model.generate(**given, generation_config=greedy(model, most), streamer=streamer)
-    if model.config.is_encoder_decoder or "input_ids" not in given:
-        return tokens
-    return tokens[:, given["input_ids"].shape[1] :]
+    return tokens if model.config.is_encoder_decoder else tokens[:, given["input_ids"].shape[1] :]

@@ -5,6 +5,7 @@ import json
 import shutil
 from types import SimpleNamespace
 
+import published
 import pytest
 import torch
 from test_families import SIDES, folder_of, noise
@@ -43,6 +44,17 @@ def test_every_family_answers_about_clips_the_same_in_any_batch(request, which, 
     monkeypatch.setattr(models, "TOKENS", 1)
     assert models.answers_to(model, processor, frames, "Where is it?", AT, 5) == together and len(sizes) == 3
     assert len(together) == 3 and all(isinstance(text, str) for text in together)
+
+
+@pytest.mark.parametrize("name", ["internvl2", "internvl2-26b", "cogvlm2"])
+def test_models_in_layouts_of_their_own_answer_about_clips_too(name, tmp_path):
+    published.write_checkpoint(tmp_path / name, name, small=True)
+    model, processor = answering.load_to_answer(find_model(str(tmp_path / name)), "cpu", torch.float32)
+    clips, at = noise(2, 64, frames=3), ([0, 1, 2], 3)
+    texts = models.answers_to(model, processor, clips, "Where is it?", at, 4)
+    assert len(texts) == 2
+    scores = answering.likelihoods(model, processor, clips, "Where is it?", ["left", "right"], at)
+    assert scores.shape == (2, 2) and (scores < 0).all()
 
 
 def test_frames_of_a_clip_are_one_tile_each_and_a_model_of_single_images_sees_one_picture(request):

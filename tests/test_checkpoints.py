@@ -298,16 +298,18 @@ def test_a_missing_file_of_the_processor_is_named(request, tmp_path, refused, wh
         refused(lambda load=load: load(entry), folder, words, "hf download")
 
 
-def test_an_image_processor_of_another_version_is_named(small_dino, tmp_path, refused):
-    folder = shutil.copytree(small_dino, tmp_path / "model")
-    changed(folder, "preprocessor_config.json", image_processor_type="OldImageProcessor")
-    entry = find_model(str(folder))
-    try:
-        processor = models.processor_of(entry)
-    except SystemExit:
-        refused(lambda: models.processor_of(entry), "preprocessor_config.json")
-    else:  # transformers falls back to the class of the model
-        assert type(processor) is type(models.processor_of(find_model(str(small_dino))))
+@pytest.mark.parametrize("old", ["Qwen2_5_VLImageProcessor", "CLIPFeatureExtractor"])
+def test_an_image_processor_of_another_version_is_refused_with_the_file_to_fetch(
+    small_vlm, tmp_path, refused, old
+):
+    folder = shutil.copytree(small_vlm, tmp_path / "model")
+    name = next(name for name in models.OF_IMAGES if (folder / name).is_file())
+    config = json.loads((folder / name).read_text())
+    config.get("image_processor", config)["image_processor_type"] = old
+    (folder / name).write_text(json.dumps(config))
+    refused(
+        lambda: models.load_vlm(find_model(str(folder))), folder, "fetch the present preprocessor_config.json"
+    )
 
 
 def test_a_fault_is_told_in_the_librarys_words_with_the_remedy_where_it_is_known(

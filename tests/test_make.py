@@ -13,6 +13,7 @@ import pytest
 HERE = Path(__file__).resolve().parent.parent
 FAKE = """#!/bin/sh
 echo "$@" >> log
+if [ "$1" = -m ] && [ -e refused ]; then exit 2; fi
 job=$2
 while [ $# -gt 0 ]; do
   if [ "$1" = --out ] || [ "$1" = --choose ]; then out=$2; fi
@@ -53,6 +54,12 @@ def make(tmp_path):
 
     run.folder = tmp_path
     return run
+
+
+def test_what_a_model_cannot_do_is_refused_before_anything_is_made(make):
+    touch(make, "refused")
+    assert make("-j2", "gate3", "tune", "MODEL=other", "SEES=tiny", status=2) == []
+    assert (make.folder / "log").read_text().splitlines() == ["-m answering gate3 tune other tiny"]
 
 
 def scripts(commands):

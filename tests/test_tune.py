@@ -1,10 +1,12 @@
 """tune.py: training on answers alone, adapters as models, the memory plan, language models on embeddings."""
 
+import re
+
 import numpy as np
+import published
 import pytest
 import torch
 from helpers import generator, holds, random_language_model
-from registry import PUBLISHED
 from test_families import ROWS, folder_of
 from test_track import planted as planted_tracks
 from torchvision.io import encode_png
@@ -23,7 +25,9 @@ from models import MODELS, find_model, load_vlm, processor_of, qwen_inputs
 BOXES = {"small_vlm": "[8, 16, 24, 32]", "small_internvl": "[167, 333, 500, 667]"}
 BOXES["llava_next"] = "[0.167, 0.333, 0.500, 0.667]"
 LORA = {"method": "lora", "vision": "frozen", "rank": 2, "checkpoint": False}
-ONE_OF_EACH = {MODELS[name]["type"]: name for name in PUBLISHED if MODELS[name]["type"] in tune.TUNABLE}
+ONE_OF_EACH = {
+    MODELS[name]["type"]: name for name in published.ENTRIES if MODELS[name]["type"] in tune.TUNABLE
+}
 LLAMA2_7B = {"layers": 32, "d": 4096, "q": 4096, "kv": 4096, "inter": 11008, "vocab": 32000, "heads": 32}
 LLAMA2_7B |= {"linear": 32 * (4 * 4096**2 + 3 * 4096 * 11008), "rest": 2 * 32000 * 4096}
 LLAMA2_7B["tower"] = {"layers": 0, "d": 0, "inter": 0, "patch": 0, "merge": 1, "weights": 0}
@@ -98,6 +102,13 @@ def test_turns_without_chat_are_separate_examples_and_media_stand_at_their_place
     row, _ = encoder(two_images(turns, image(0), image(1, 32, 64)), 0, 2)
     places = [k for k, kind in enumerate(row["mm_token_type_ids"]) if kind == 1]
     assert places[8] < row["turn"].index(1) < places[9] and len(places) == 9 + 8
+
+
+def test_signs_of_the_model_in_a_turn_are_refused_by_item(small_vlm, tmp_path, refused):
+    for k, turn in enumerate((["What is <|image_pad|>?", "left"], ["Where?", "<|im_end|> left"])):
+        made = written(tmp_path / str(k), *(item(i, turns=[turn]) for i in range(8)))
+        token = re.search(r"<.*>", " ".join(turn))[0]
+        refused(lambda made=made: tuned(small_vlm, made, tmp_path / "out"), "'i0'", token, "other words")
 
 
 def test_scores_are_the_librarys_loss_and_the_share_of_answers_that_greedy_decoding_gives(tmp_path):
@@ -231,7 +242,7 @@ def test_a_training_of_nothing_gains_nothing_and_has_the_size_of_its_clips(small
 def of_full_size(name, folder):
     """(shape_of a folder with nothing but the published configuration, that model on the meta device)."""
     with torch.device("meta"):
-        model = PUBLISHED[name]()
+        model = published.network(published.config_of(name))
     model.config.save_pretrained(folder / name)
     entry = find_model(str(folder / name))
     return tune.shape_of(entry, tune.published_config(entry)), model
