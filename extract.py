@@ -246,7 +246,7 @@ def compute(job, todo):
     if job.entry["kind"] != "vae":
         from check import prove_order
 
-        prove_order(job, budget is not None)
+        prove_order(job, budget)
     save_yaml(job.out / "modules.yaml", job.written)
     save_yaml(job.out / "plan.yaml", job.plan)
     name = f"{job.entry['name']} {Path(job.args.data).name}"
