@@ -108,27 +108,27 @@ def patch_test(model, points, size, features_of):
     return {stack: found[stack] for stack in first}
 
 
-def features_by(network, points, make_inputs, dtype, streamed, batch):
-    """The features_of of `patch_test`: frames through a network, `batch` at once."""
+def features_by(network, points, make_inputs, dtype, budget, batch):
+    """The features_of of `patch_test`: frames through a network, `batch` at once; budget: bytes that streamed
+    batches may hold together, None for a network that is in memory."""
 
     def features_of(frames, names):
-        batches = [make_inputs(part) for part in frames.split(batch)]
+        batches, done = [make_inputs(part) for part in frames.split(batch)], 0
         parts = [{} for _ in batches]
 
         def drain(k, seen):
             for point in list(seen):
-                parts[k][point] = points[point][1](seen.pop(point), batches[k])
+                parts[done + k][point] = points[point][1](seen.pop(point), batches[done + k])
 
         given = [on(one, network.device, dtype) for one in batches]
         with (
             taken(network.model, frames.shape[2]),
             capturing(network.model, {name: points[name][0] for name in names}) as run,
         ):
-            if streamed:
-                stream(network, run, given, float("inf"), drain)
-            else:
-                for k, one in enumerate(given):
-                    drain(k, run(one))
+            while done < len(given):
+                if budget is None:
+                    drain(0, run(given[done]))
+                done += 1 if budget is None else stream(network, run, given[done:], budget, drain)
         features = {}
         for name in names:
             features[name] = torch.cat([part[name] for part in parts])
@@ -148,22 +148,22 @@ def unproved(shares):
     return [stack for stack, share in shares.items() if share < ENOUGH]
 
 
-def prove_order(job, streamed):
+def prove_order(job, budget):
     """Take the tokens of a stack without a place where a bright patch is not seen at its own token.
 
-    For model types whose order of tokens the tests prove, there is nothing to do.
+    Nothing is to be done for model types whose order the tests prove. budget: as in `features_by`.
     """
     if type_of(job.model) in PROVED:
         return
-    points = {name: job.points[name] for name in job.modules}
-    batch = max(job.args.batch, 1)
-    run = features_by(job.network, points, job.make_inputs, job.dtype, streamed, batch)
+    stacks = {name.partition(".")[0] for name in job.modules}
+    points = {name: point for name, point in job.points.items() if name.partition(".")[0] in stacks}
+    run = features_by(job.network, points, job.make_inputs, job.dtype, budget, job.args.batch)
     shares = patch_test(job.model, points, job.args.size, run)
     for stack in unproved(shares):
-        names = [name for name in points if name.partition(".")[0] == stack and name in job.with_grid]
         print(f"{stack}: {shares[stack]:.2f} of bright patches are seen at their own token: grid: false")
-        job.points |= {name: without_place(points[name]) for name in names}
-        job.with_grid -= set(names)
+        names = {name for name in job.with_grid if name.partition(".")[0] == stack}
+        job.points |= {name: without_place(job.points[name]) for name in names}
+        job.with_grid -= names
 
 
 # ---------------------------------------------------------------- a checkpoint and its library
@@ -262,7 +262,9 @@ def run_once(args, entry, device, dtype, report):
     network.fill([] if streamed else network.needed)
     report.line("load", True, f"{weights.bytes / 1e9:.1f} GB read in {time.time() - started:.0f} s")
     frames, started = photographs(size), time.time()
-    features_of = features_by(network, points, make_inputs, dtype, streamed, len(SEEN))
+    features_of = features_by(
+        network, points, make_inputs, dtype, float("inf") if streamed else None, len(SEEN)
+    )
     features = features_of(frames, list(points))
     wait_for(device)
     seconds = (time.time() - started) / len(SEEN)

@@ -118,11 +118,11 @@ def text_of(model, batch, layers):
     config = model.config
     rows = int(image_rows(model, batch)[0].sum())
     stages = len(getattr(vision_of(config), "depths", [1]))
-    side = batch["grid"][0] if "tiles" in batch else math.isqrt(rows)  # a mosaic has newlines besides
+    side = (
+        batch["grid"][0] if "tiles" in batch else math.isqrt(rows)
+    )  # newlines and a small whole image besides
     merge = max(batch["grid"][0] // side // 2 ** (stages - 1), 1)
-    if config.model_type in TILED:  # their rows hold newlines and a small whole image too
-        merge = 1
-    elif config.model_type == "kosmos-2" or batch["grid"][0] % side:
+    if config.model_type == "kosmos-2" or batch["grid"][0] % side:
         merge = 1, rows
     return layers, merge, getattr(config, "text_config", config).hidden_size
 

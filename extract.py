@@ -196,7 +196,8 @@ def points_of_questions(job):
     if not job.questions:
         return {}
     if job.entry["kind"] == "vae" or job.model.config.model_type not in ASKABLE or not job.processor:
-        fail(f"--questions: {args.model} is not a causal language model with a tokenizer; leave it out")
+        known = f"is not a causal language model of {', '.join(ASKABLE)} with a tokenizer"
+        fail(f"--questions: {args.model} {known}; leave it out")
     layers = [point for point in job.modules if point.startswith("language.")]
     if not layers:
         fail(f"--questions needs language layers, and --points {args.points} names none; add one")
@@ -245,7 +246,7 @@ def compute(job, todo):
     if job.entry["kind"] != "vae":
         from check import prove_order
 
-        prove_order(job, budget is not None)
+        prove_order(job, budget)
     save_yaml(job.out / "modules.yaml", job.written)
     save_yaml(job.out / "plan.yaml", job.plan)
     name = f"{job.entry['name']} {Path(job.args.data).name}"

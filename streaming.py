@@ -370,8 +370,8 @@ def stream(network, forward, batches, budget, drain):
 
 # ---------------------------------------------------------------- several questions about one image
 
-# causal, with words after the image
-ASKABLE = (*QWEN, *LLAVA, "internvl", "cogvlm2")
+# causal, with words after the image, and without recurrent layers (Qwen3.5)
+ASKABLE = (*QWEN[:4], *LLAVA, "internvl", "cogvlm2")
 ROWS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
 
 
