@@ -50,6 +50,7 @@ from answering import (
     check_asked,
     load_to_answer,
     load_words,
+    precision_of,
     spread,
     word_prompt,
 )
@@ -1814,6 +1815,7 @@ def run_trajectories(args, started):
     """Write explain-trajectories.yaml: accuracy, claim precision and omissions of every method, ablations and changed clips."""
     w = check_trajectory_inputs(args)
     device, dtype, why = choose_device()
+    seeing = {"vlm": w.vlm, "tuned": w.tuned}
     print(f"device {device.type} ({why})")
     asks, describing = sample_questions(w.items, args.questions, args.seed)
     pairs = {
@@ -1951,6 +1953,7 @@ def run_trajectories(args, started):
             "clip": w.items[clips[0]]["id"],
             **{name: texts_of[0][clips[0]] for name, texts_of in described.items()},
         },
+        **{f"{name}_precision": precision_of(x, device, dtype) for name, x in seeing.items() if x},
         "run": run_record(args, started, device, why, dtype, w.entry),
     }
     save_yaml(w.out, result)
