@@ -784,7 +784,8 @@ def check_train(args):
     check_writable(w.out / "tune.yaml")
     w.processor = processor_of(w.entry)
     if not getattr(w.processor, "chat_template", None):
-        fail(f"{w.entry['path']} has no chat template; give an instruct model")
+        fetch = "fetch chat_template.jinja from its repository, or give an instruct model"
+        fail(f"{w.entry['path']} has no chat template; {fetch}")
     pixels = [args.max_pixels or w.entry[k] ** 2 for k in ("size", "clip")]
     encoder = ExampleEncoder(w.processor, w.entry["type"], pixels)
     w.dataset = ExampleSet(args.data, encoder, args.max_tokens)
