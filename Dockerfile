@@ -16,7 +16,7 @@ ENV PATH=/opt/venv/bin:$PATH
 WORKDIR /foresight
 COPY requirements.txt .
 RUN pip install -r requirements.txt
-COPY *.py Makefile README.md LICENSE ruff.toml ./
+COPY *.py models.yaml Makefile README.md LICENSE ruff.toml ./
 COPY tests tests
 COPY results/*.yaml results/*.png results/
 COPY results/tiny/*.yaml results/tiny/

@@ -1,7 +1,6 @@
 # Foresight: each stage is a script, each gate a decision. `make help` lists the targets and the defaults.
-# cmd.<file> is the command that makes a file. The file needs what the command names, and in.<file>. It is
-# made again when one of these is newer, or when the command is not the one that made it, kept in <file>.args.
-# An edited script makes CHEAP results again. Data, features, adapters and generated clips stay; make warns.
+# cmd.<file> makes a file, which needs what the command names, and in.<file>. It is made again when one of
+# them is newer or the command is another (<file>.args); after an edit of a script, only what is CHEAP.
 MODEL ?= tiny
 MODELS ?= tiny tiny-semantic tiny-llava-next tiny-internvl2 tiny-cogvlm2 tiny-dinov2
 DATA ?= shapes
@@ -181,13 +180,14 @@ DATASETS := $(sort $D $(GENERATED:=$(DRAWN)) $(TAUGHT) $(addprefix $(MOVING)-,fi
 STAGES := $(patsubst cmd.%,%,$(filter cmd.%.yaml cmd.%.pt,$(.VARIABLES)))
 FOLDERS := $(foreach m,$(PATHS),$(addprefix results/$(word 1,$(subst =, ,$m))/,$(DATASETS) $(SIZES:%=$D@%)))
 RESULTS := $(foreach f,$(FOLDERS),$(STAGES:%=$f/%)) $(VERIFIERS:=/index.yaml) results/screen/screen.yaml
-$(DATASETS:%=data/%/index.yaml) $(sort $(RESULTS)): $$(needs) | $(SETUP)
+$(DATASETS:%=data/%/index.yaml) $(sort $(RESULTS)): $$(needs) | $(SETUP) can
 	$(if $(command),,$(error $@ does not exist; give ROOT=folder and FORMAT=, or DATA=shapes or DATA=moving))
 	@mkdir -p $(@D)
 	$(or $(if $(filter $(DISTRIBUTED),$(key)),$(LAUNCH)),$(PY)) $(command) $(more)
 	@echo '$(command)' > $@.args
 $(foreach s,align probe-layers align-layers,$(FOLDERS:%=%/.$s.yaml)): $$(@D)/$$(patsubst .%,%,$$(@F))
 	+@test ! -e $< || grep -E '^(linear_r2_l|points)' $< | cmp -s - $@ || grep -E '^(linear_r2_l|points)' $< >$@
+can: | $(SETUP) ; @$(PY) -m answering '$(MAKECMDGOALS)' '$(or $(COMPARED),$(MODEL))' '$(SEES)'
 .venv/.installed: requirements.txt
 	test -x .venv/bin/pip || python3 -m venv .venv; .venv/bin/pip install --quiet -r requirements.txt && touch $@
 gate1: $R/gate1.yaml  ## do the latents suffice? every stage for MODEL on DATA, then the verdict
@@ -216,4 +216,4 @@ bench bench-gpu calibrate rehearse: ; $(PY) tests/$(subst -,_,$@).py  ## speed, 
 clean: ; git clean -qfdX data results  ## remove data/ and results that are not part of the repository
 report cost kaggle plan test test-fast test-gpu bench bench-gpu calibrate rehearse: | $(SETUP)
 .PHONY: help gate1 gate2 gate3 gate4 screen align resolution binding explain tune all report cost kaggle plan\
-	test test-fast test-gpu bench bench-gpu calibrate rehearse clean FORCE
+	test test-fast test-gpu bench bench-gpu calibrate rehearse clean can FORCE

@@ -21,8 +21,8 @@ adapter-<job>.pt (latents: adapter.pt; --init reads it). A killed run continues 
 Upper bound: the VAE's reconstruction. Baselines: the mean image, another item's image. Control: features of
 the untrained network.
 
-Needs adapters.py, cogvlm2.py, common.py, media.py, metrics.py, models.py, probes.py, stats.py, training.py,
-untrained.py.
+Needs adapters.py, checkpoints.py, cogvlm2.py, common.py, ltx.py, media.py, metrics.py, models.py,
+models.yaml, probes.py, stats.py, training.py.
 """
 
 import shutil
@@ -34,6 +34,7 @@ import torch
 
 import adapters
 import common
+import ltx
 import models
 import stats
 import training
@@ -469,7 +470,7 @@ def run_prompt(args, started):
     w.device, dtype, why = common.choose_device()
     w.run = {"device": f"{w.device.type} ({why})", "dtype": str(dtype), "ranks": ranks()[1]}
     print(f"device {w.run['device']}")
-    pipeline = models.load_video_pipeline(w.entry, w.device, dtype)[0]
+    pipeline = ltx.load_video_pipeline(w.entry, w.device, dtype)[0]
     w.y = encode_prompts(pipeline, w.texts, w.device)
     del pipeline
 

@@ -11,6 +11,7 @@ import torch
 from torch.nn import functional as F
 from tqdm import tqdm
 
+import ltx
 import metrics
 import models
 import probes
@@ -311,21 +312,16 @@ def lora_arm(w):
     return Arm("lora", shape, inputs, module.reset, w.split["train"], about={"point": point})
 
 
-def images_from(vae, z):
-    """Normalised latents [n, h, w, C] -> images [n, 3, H, W] in -1..1 (not clipped); differentiable."""
-    return models.from_latents(vae, z[:, None])[:, :, 0]
-
-
 def decode(vae, latents):
     """Normalised latents [n, h, w, C] -> images uint8 [n, H, W, 3]."""
-    return models.decode_generated_clips(vae, latents[:, None])[:, 0]
+    return ltx.decode_generated_clips(vae, latents[:, None])[:, 0]
 
 
 @torch.inference_mode()
 def round_trip(vae, frames, latents):
     """Mean difference, of 255, of decoded latents [n,h,w,C] to the reconstruction of frames [n,H,W,3]."""
     z = vae.encode(metrics.to_floats(frames)[:, :, None].to(vae.device, vae.dtype)).latent_dist.mode()
-    step = torch.full((len(z),), models.DECODE_STEP).to(z) if vae.config.timestep_conditioning else None
+    step = torch.full((len(z),), ltx.DECODE_STEP).to(z) if vae.config.timestep_conditioning else None
     torch.manual_seed(0)  # of decoders that add noise
     expected = vae.decode(z, step).sample[:, :, 0].float().cpu()
     expected = ((expected + 1) * 127.5).round().clamp(0, 255).permute(0, 2, 3, 1)
@@ -339,7 +335,7 @@ def decoder_for_training(w):
     if w.device.type == "cpu" or w.dtype != torch.float16:
         return w.vae
     half, _ = models.load_video_vae(w.vae_entry, w.device, torch.float16)
-    half = models.flatten_stills(half).requires_grad_(False)
+    half = ltx.flatten_stills(half).requires_grad_(False)
     some = w.y[w.split["val"][:8]]
     if (decode(half, some).float() - decode(w.vae, some).float()).abs().mean() < 0.5:
         w.how["scaler"] = True
@@ -354,7 +350,7 @@ def load_decoder(w):
     w.run = {"device": f"{w.device.type} ({why})", "dtype": str(w.dtype), "ranks": training.ranks()[1]}
     print(f"device {w.run['device']}")
     w.y = w.latents("latents")[:, 0]
-    w.vae = models.flatten_stills(models.load_video_vae(w.vae_entry, w.device)[0]).requires_grad_(False)
+    w.vae = ltx.flatten_stills(models.load_video_vae(w.vae_entry, w.device)[0]).requires_grad_(False)
     w.originals = torch.cat([frames_of(i, w.latents.index["size"]) for i in w.items])
     if (away := round_trip(w.vae, w.originals[:4], w.y[:4])) > 2:
         off = f"(off by {away:.1f} of 255)"
@@ -362,7 +358,7 @@ def load_decoder(w):
     w.lpips, w.lpips_name = metrics.load_lpips(w.device)
     if w.how["loss"] == "pixels":
         network = metrics.lpips_model(w.device)[0]
-        decoder = functools.partial(images_from, decoder_for_training(w))
+        decoder = functools.partial(ltx.images_of, decoder_for_training(w))
         w.pixel_loss = metrics.pixel_loss(decoder, network, w.originals)
 
 

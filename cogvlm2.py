@@ -24,9 +24,18 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from checkpoints import attempt, config_of, hub_file, pin
+from common import fail
+
 IMAGE_MEAN, IMAGE_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # CLIP's
 # the id in `input_ids` at image rows; its embedding is never used
 PLACEHOLDER = 128002
+
+
+def normalised(images):
+    """uint8 [n, S, S, 3] -> pixels [n, 3, S, S] as the tower expects them."""
+    x = (images.float() / 255 - torch.tensor(IMAGE_MEAN)) / torch.tensor(IMAGE_STD)
+    return x.permute(0, 3, 1, 2)
 
 
 # ---------------------------------------------------------------- the tower
@@ -533,4 +542,37 @@ def internvl2_processor(config, vocabulary, stored):
         InternVLVideoProcessor(**how),
         image_seq_length=round((side // patch * config.downsample_ratio) ** 2),
         chat_template=INTERNVL2_CHAT,
+    )
+
+
+# ---------------------------------------------------------------- layouts of models.py
+
+
+def cogvlm2_layout(entry, dtype):
+    """CogVLM2 with the names of the checkpoint; the processor is the tokenizer."""
+    from transformers import AutoTokenizer
+
+    config = config_of(entry)
+    tokenizer = attempt(lambda: AutoTokenizer.from_pretrained(entry["path"], **pin(entry)), entry)
+    return lambda: CogVLM2.in_dtype(config, dtype), tokenizer, lambda model: (lambda name: [name],)
+
+
+def internvl2_layout(entry, dtype):
+    """InternVL2's own layout, mapped onto the native class; the processor is None without tokenizer.model."""
+    from transformers import InternVLForConditionalGeneration
+
+    old = config_of(entry)
+    kind = old["llm_config"].get("model_type", "internlm2")
+    if kind != "internlm2":
+        fail(f"{entry['path']} has a {kind} language model, not internlm2; use an InternVL3 model instead")
+    config, processor = internvl2_config(old), None
+    if vocabulary := hub_file(entry, "tokenizer.model"):
+        stored = config_of(entry, "tokenizer_config.json")
+        processor = attempt(lambda: internvl2_processor(config, vocabulary.read_bytes(), stored), entry)
+    else:
+        print(f"{entry['path']} has no tokenizer.model: only BOS comes before the image, no chat prompt")
+    return (
+        lambda: InternVLForConditionalGeneration._from_config(config, dtype=dtype),
+        processor,
+        lambda model: (internvl2_names, lambda name, tensor: internvl2_parts(name, tensor, config)),
     )

@@ -16,7 +16,16 @@ import numpy as np
 import torch
 
 from common import check_choice, fail, print_summary
-from families import LLAVA, QWEN, TILED, family_of, quarters, resolve_aliases
+from families import (
+    BLOCKS,
+    QWEN,
+    TILED,
+    family_of,
+    image_rows,
+    one_number,
+    vision_of,
+)
+from features import quarters, resolve_aliases
 from models import MODELS, TINY, find_model, skeleton
 
 # TFLOP/s of linear layers in half precision, of convolutions, of the CPU (assumed); GB of the GPU and of RAM
@@ -32,7 +41,7 @@ CLIP, SINGLE = 17, 8  # frames of a clip; of one whose frames a model sees one b
 # layers of the untrained network that are stored: as many as val chooses at most (probe.py 3, align.py 4)
 CHOSEN = {"images": 7, "clips": 1, "encoder": 3}
 
-# What FACTS (models.py) leaves out.
+# What models.yaml leaves out.
 # FLOP a pixel of LTX-Video's autoencoder, first frame and later ones: FlopCounterMode, default configuration
 VAE = {"first": 1.5331e6, "later": 8.1163e5}
 BEFORE = dict.fromkeys(("dinov2", "internvl", "internvl_chat", "cogvlm2", "llava_next", "kosmos-2"), 1)
@@ -76,26 +85,46 @@ def measure(entry, opened):
     for point, (path, *_) in points.items():
         weights = sum(p.numel() for p in model.get_submodule(path).parameters())
         layers.setdefault(point.partition(".")[0], []).append(weights / 1e9)
-    tower, text, config = layers["vision"], layers["language"], model.config
+    tower, text = layers["vision"], layers["language"]
     sizes = {name: p.numel() / 1e9 for name, p in model.named_parameters()}
     row = {"params": sum(sizes.values()), "head": sizes.get("lm_head.weight", 0), "layer": max(tower + text)}
     row["outside"] = row["params"] - row["head"] - sum(tower) - sum(text)
-    vision = getattr(config, "vision_config", None) or getattr(config, "backbone_config", config)
-    patch = getattr(vision, "patch_stride", vision.patch_size)
-    width = getattr(vision, "embed_dim", None) or vision.hidden_size
-    row["vision"] = getattr(vision, "depths", len(tower)), int(np.ravel(patch)[0]), int(np.ravel(width)[0])
+    vision = vision_of(model.config)
+    row["vision"] = tower_of(vision, len(tower))
+    row["besides"] = {}
+    for i, weights in enumerate(layers.get("encoder", [])):
+        row["besides"][f"encoder.{i}"] = Point(32, model.config.d_model, 1e9 * weights)
     row["language"] = None
     if text:
-        merge = getattr(vision, "spatial_merge_size", 1 + (entry["type"] == "cogvlm2"))
-        merge = round(1 / getattr(config, "downsample_ratio", 1 / merge))
-        merge = (1, config.latent_query_num) if entry["type"] == "kosmos-2" else merge
-        row["language"] = len(text), merge, getattr(config, "text_config", config).hidden_size
-        image = torch.zeros(1, 1, size, size, 3, dtype=torch.uint8)
-        row |= {"text_layer": max(text), "merger": layers["merger"][0]}
-        row["rows"] = inputs(image)["input_ids"].shape[1]
+        batch = inputs(torch.zeros(1, 1, size, size, 3, dtype=torch.uint8))
+        row |= {"text_layer": max(text), "merger": layers.get("merger", [0])[0]}
+        row |= {"rows": batch["input_ids"].shape[1], "language": text_of(model, batch, len(text))}
     if hasattr(vision, "fullatt_block_indexes"):
         row["window"] = (vision.window_size // row["vision"][1]) ** 2, len(vision.fullatt_block_indexes)
     return entry | row
+
+
+def tower_of(vision, layers):
+    """(layers of each stage, patch in pixels, width) of a tower; a ResNet's stem has 4 pixels."""
+    depths, patch = getattr(vision, "depths", layers), one_number(getattr(vision, "patch_size", 4))
+    patch = one_number(getattr(vision, "patch_stride", patch))
+    depths = depths if np.sum(depths) == layers else [1] * layers
+    names = [name for name in ("embed_dim", "hidden_size", "hidden_sizes") if getattr(vision, name, None)]
+    return depths, patch, one_number(getattr(vision, names[0]))
+
+
+def text_of(model, batch, layers):
+    """(layers, merge or (1, K) queries, width) of a language model, from the inputs of an image."""
+    config = model.config
+    rows = int(image_rows(model, batch)[0].sum())
+    stages = len(getattr(vision_of(config), "depths", [1]))
+    side = (
+        batch["grid"][0] if "tiles" in batch else math.isqrt(rows)
+    )  # newlines and a small whole image besides
+    merge = max(batch["grid"][0] // side // 2 ** (stages - 1), 1)
+    if config.model_type == "kosmos-2" or batch["grid"][0] % side:
+        merge = 1, rows
+    return layers, merge, getattr(config, "text_config", config).hidden_size
 
 
 _facts = {}
@@ -126,14 +155,14 @@ def add_points(f, row):
     one = 1e9 * (row.get("text_layer") or SMALLER.get(row["name"], row["layer"]))
     squares = sum(depth * (width << k) ** 2 for k, depth in enumerate(depths))
     share = (f.params - f.head - f.outside - layers * one) / max(squares, 1)
-    pair = 1 + (f.type in (*QWEN, "vjepa2"))  # frames of a token
+    pair = 1 + (f.type in (*BLOCKS, "vjepa2"))  # frames of a token
     f.points = {"patch_embed": Point(patch, width, 3 * pair * patch**2 * width)}
     for k, depth in enumerate(depths):
         stage = Point(patch << k, width << k, share * (width << k) ** 2)
         f.points |= {f"vision.{len(f.points) - 1 + i}": stage for i in range(depth)}
     if f.type == "AutoencoderKLLTXVideo":
         f.points = dict.fromkeys(("latents", "latents-raw"), Point(patch, width))
-    f.points |= BESIDES.get(f.type, {})
+    f.points |= row.get("besides", {}) | BESIDES.get(f.type, {})
     if f.type == "cogvlm2":  # one of two experts works on a token
         f.points["conv"], one = Point(2 * patch, width, 4 * width**2), one / 2
     if layers:
@@ -142,7 +171,9 @@ def add_points(f, row):
         pixels = (patch << (len(depths) - 1)) * merge
         # outside the stacks: an embedding as large as the head, and the projector
         merger = Point(pixels, text, 1e9 * row.get("merger", (row["outside"] - row["head"]) * (f.head > 0)))
-        f.points |= {f"deepstack.{i}": merger for i in range(3 * (f.type == "qwen3_vl"))} | {"merger": merger}
+        f.points |= {f"deepstack.{i}": merger for i in range(3 * f.type.startswith("qwen3_vl"))} | {
+            "merger": merger
+        }
         f.points |= {f"language.{i}": Point(pixels, text, one) for i in range(layers)}
 
 
@@ -178,7 +209,7 @@ def shapes(entry, points, size, frames=1, opened=None):
         found[name] = steps, 1, facts.queries, point.width
         if point.pixels:
             side = size // point.pixels
-            if facts.type in LLAVA:  # cut into tiles of the tower's side
+            if facts.type in TILED:  # cut into tiles of the tower's side
                 side = size // facts.size * (facts.size // point.pixels)
             found[name], least = (steps, side, side, point.width), min(least, side)
     if least < size:
@@ -226,15 +257,15 @@ def tokens_at(facts, name, size, steps):
     """(sequences, rows of each) of a layer in one forward pass."""
     point, stack = facts.points[name], name.partition(".")[0]
     tiled, tiles = facts.type in TILED, size // facts.size
-    # the whole image at the tower's side, then its tiles
-    images, side = (1 + tiles**2, facts.size) if tiled else (steps, size)
+    # the whole image at the tower's side, then its tiles if there are several
+    images, side = (1 + (tiles > 1) * tiles**2, facts.size) if tiled else (steps, size)
     tokens = facts.queries if not point.pixels else (side // point.pixels) ** 2
     if stack == "vision":
         tokens += BEFORE.get(facts.type, 0)
         return (1, steps * tokens) if facts.type == "vjepa2" else (images, tokens)
     if stack != "language":
         return images, tokens
-    newlines = tiled and tiles * (side // point.pixels)
+    newlines = tiled * (tiles * (side // point.pixels) if tiles > 1 else 1)
     times = 10 * steps * (facts.type == "qwen3_vl" and steps > 1)  # its prompt states those of a clip
     return 1, images * tokens + newlines + times + facts.words
 

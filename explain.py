@@ -23,8 +23,8 @@ items, the majority action.
 (templates), text, soft (--words), vlm, tuned; baselines majority and blind. Reported: accuracy by kind, frame_f1, claim_precision,
 omission, abstains; words_follow_image: are answers worse with another object's embedding? `changed`: do they follow changed clips?
 
-Copy with it: claims.py, cogvlm2.py, common.py, families.py, media.py, metrics.py, models.py, untrained.py,
-stats.py, training.py, words.py.
+Copy with it: answering.py, checkpoints.py, claims.py, cogvlm2.py, common.py, families.py, media.py,
+metrics.py, models.py, models.yaml, stats.py.
 """
 
 import functools
@@ -42,6 +42,19 @@ import torch
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from answering import (
+    answerable,
+    answered,
+    answers_of,
+    cached,
+    check_asked,
+    load_to_answer,
+    load_words,
+    precision_of,
+    spread,
+    word_prompt,
+)
+from checkpoints import fingerprint, resolved_commit
 from claims import (
     CLAIMS,
     DENIED,
@@ -93,7 +106,7 @@ from common import (
     subcommands,
     with_grid,
 )
-from families import ROWS, family_of, on, up_to_the_image, whole_tokens, words_behind
+from families import family_of, on, whole_tokens
 from media import (
     CHOICES,
     Unusable,
@@ -104,28 +117,23 @@ from media import (
     frames_at,
     frames_of,
     open_image,
+    stacked,
     timeline,
     with_chosen,
 )
 from metrics import box_iou, box_truth
 from models import (
-    ALONE,
     FRAMES_AS,
     LOADERS,
     LONGEST,
     OPTIONS,
     RATE,
+    TOKENS,
     answers_to,
-    cached,
     find_model,
-    fingerprint,
     greedy_tokens,
     load_language,
-    load_vlm,
     put_to,
-    resolved_commit,
-    spread,
-    stacked,
 )
 from stats import (
     criterion,
@@ -138,7 +146,6 @@ from stats import (
     token_ridge,
     verdict,
 )
-from words import answered, load_words, word_prompt
 
 # ---------------------------------------------------------------- ask: questions to the model
 
@@ -151,7 +158,7 @@ GROUNDING = {
     "qwen2_vl": ("Detect the bounding box of the {}.", "thousandths"),
     "qwen2_5_vl": (JSON_BOX, "pixels"),
     "qwen3_vl": (JSON_BOX, "thousandths"),
-    "internvl": (SENTENCE_BOX.format("<ref>the {}</ref>"), "thousandths"),
+    **dict.fromkeys(("internvl", "internvl_chat"), (SENTENCE_BOX.format("<ref>the {}</ref>"), "thousandths")),
     "cogvlm2": ("Where is the {}? Answer in [[x0,y0,x1,y1]] format.", "thousandths"),
     **dict.fromkeys(
         ("llava", "llava_next", "llava_onevision"), (SENTENCE_BOX.format("the {}."), "fractions")
@@ -177,23 +184,6 @@ def questions_to(item, locate):
     return questions
 
 
-def question_inputs(model, processor, batch, question):
-    """Inputs of `generate`: the family's inputs with `question` in place of PROMPT."""
-    given = up_to_the_image(model, batch)
-    words = torch.tensor(words_behind(model, processor, given, question)).expand(len(given["input_ids"]), -1)
-    behind = {
-        "input_ids": words,
-        "attention_mask": torch.ones_like(words),
-        "token_type_ids": torch.zeros_like(words),
-        "mm_token_type_ids": torch.zeros_like(words),
-    }
-    return {
-        k: torch.cat([v, behind[k]], 1) if k in ROWS else v
-        for k, v in given.items()
-        if k not in ("cache", "past_key_values", "use_cache", "behind")
-    }
-
-
 def batches_of_one_shape(members, images, batch):
     """(indices, uint8 [n,T,H,W,3]) of at most `batch` consecutive images of one shape."""
     for _, some in itertools.groupby(((k, images[k]()) for k in members), lambda pair: pair[1].shape):
@@ -212,9 +202,11 @@ def generate_answers(model, processor, inputs_of, images, questions, batch, devi
     answers, together = [None] * len(questions), {}
     for k, question in enumerate(questions):
         together.setdefault(question, []).append(k)
+    first = inputs_of(images[0](), questions[0])
+    batch = max(min(batch, TOKENS // (first["input_ids"].shape[1] + ANSWER_TOKENS)), 1)
     for question, members in tqdm(together.items(), unit="question"):
         for numbers, frames in batches_of_one_shape(members, images, batch):
-            given = on(question_inputs(model, processor, inputs_of(frames), question), device, dtype)
+            given = on(inputs_of(frames, question), device, dtype)
             with torch.inference_mode():
                 tokens = greedy_tokens(model, given, ANSWER_TOKENS)
             for k, answer in zip(
@@ -257,7 +249,7 @@ def saved_answers(path, **same):
 
 def ask_about_data(args, started):
     """Write the model's answers to the questions about the test items: answers.pt and answers.yaml."""
-    entry = find_model(args.model) | {"revision": args.revision}
+    entry = find_model(args.model, args.base) | {"revision": args.revision}
     if entry.get("type") not in GROUNDING:
         fail(f"{args.model} ({entry.get('type')}) is not a causal VLM that takes questions; give tiny")
     items, data = load_items(args.data)
@@ -313,7 +305,7 @@ def run_frames(args, started):
     """Write frames.yaml: the accuracy of answers about test clips for each method of choosing frames.
 
     frames.pt holds the answers, seconds and indices of the frames."""
-    entry = find_model(args.model) | {"revision": args.revision}
+    entry = find_model(args.model, args.base) | {"revision": args.revision}
     if entry.get("type") not in GROUNDING or not entry["type"].startswith("qwen"):
         fail(f"{args.model} is of type {entry.get('type')}, which takes no clips; give a Qwen model")
     items, data = load_items(args.data)
@@ -763,7 +755,7 @@ def clip_of(item):
     return item["id"].rpartition("/")[0] if "conditioning" in item else item["id"]
 
 
-def ask_generated_clips(generated_clips, questions, counts, entry, where, out, meta, batch):
+def ask_generated_clips(generated_clips, questions, counts, entry, where, out, meta, batch, options=()):
     """{(kind, k): an answer for each generated clip}. `out` caches answers for equal clips, questions and model.
 
     The first available kind of NAMING is used with every number of frames k, the others with the largest.
@@ -773,7 +765,7 @@ def ask_generated_clips(generated_clips, questions, counts, entry, where, out, m
     first = next(kind for kind in NAMING if kind in questions)
     runs_needed = [(kind, k) for k in counts for kind in questions if kind == first or k == max(counts)]
     todo = [(kind, k) for kind, k in runs_needed if f"{kind}-{k}" not in answers]
-    model, processor = load_vlm(entry, *where) if todo else (None, None)
+    model, processor = load_to_answer(entry, *where, bool(options)) if todo else (None, None)
     with tqdm(total=len(todo) * len(generated_clips), desc="answers", unit="clip") as bar:
         for kind, k in todo:
             together, texts = {}, [None] * len(generated_clips)
@@ -783,9 +775,9 @@ def ask_generated_clips(generated_clips, questions, counts, entry, where, out, m
                 at = spread(length, k)
                 for some in (members[n : n + batch] for n in range(0, len(members), batch)):
                     shown = stacked([generated_clips[n] | {"shown": at} for n in some], meta["size"])
-                    for n, text in zip(
-                        some, answers_to(model, processor, shown, question, (at, length)), strict=True
-                    ):
+                    among = options if kind == "options" else ()
+                    found = answers_of(model, processor, shown, question, (at, length), among)
+                    for n, text in zip(some, found, strict=True):
                         texts[n] = text
                     bar.update(len(some))
             answers = answers | {f"{kind}-{k}": texts}
@@ -915,9 +907,8 @@ def generated_clips_to_describe(items, index, folder, clips):
 
 def run_describe(args, started):
     """Write explain-describe.yaml: do a model's descriptions of generated clips name their actions?"""
-    entry = find_model(args.model)
-    if entry.get("type") not in FRAMES_AS:
-        fail(f"--model {args.model} accepts no chat with several frames; give a Qwen model or internvl3-8b")
+    entry = find_model(args.model, args.base)
+    check_asked(entry)
     if small := [
         k for k in ("clips", "size", "batch") if getattr(args, k) is not None and getattr(args, k) < 1
     ]:
@@ -926,10 +917,8 @@ def run_describe(args, started):
     if not all(k.isdecimal() and int(k) > 1 for k in counts):
         fail(f"--frames {args.frames} are not numbers of 2 or more, separated by commas; give, say, 3,8,16")
     items, index = load_items(args.generated)
-    generated_clips, main = (
-        generated_clips_to_describe(items, index, args.generated, args.clips),
-        index.get("conditioning", "real"),
-    )
+    generated_clips = generated_clips_to_describe(items, index, args.generated, args.clips)
+    main = index.get("conditioning", "real")
     real, every = generated_clips["real"], [i for these in generated_clips.values() for i in these]
     longest = max(len(i["frames"]) for i in every)
     used = {int(k): min(int(k), longest) for k in counts}
@@ -941,6 +930,7 @@ def run_describe(args, started):
 
     device, dtype, why = choose_device()
     print(f"device {device.type} ({why})")
+    questions, precision = answerable(questions, entry, device, dtype)
     digest = hashlib.sha256()
     for i in every:
         digest.update(i["frames"].numpy().tobytes())
@@ -953,19 +943,12 @@ def run_describe(args, started):
         "data": index["data"],
         "size": size,
         "rate": RATE,
-        "dtype": str(dtype),
+        "dtype": precision,
         "generated": digest.hexdigest()[:16],
     }
-    answers = ask_generated_clips(
-        every,
-        questions,
-        sorted(set(used.values())),
-        entry,
-        (device, dtype),
-        out.with_name(f"{out.stem}-answers.pt"),
-        meta,
-        args.batch,
-    )
+    path, shown = out.with_name(f"{out.stem}-answers.pt"), sorted(set(used.values()))
+    how = meta, args.batch, options
+    answers = ask_generated_clips(every, questions, shown, entry, (device, dtype), path, *how)
 
     truth = [action_of(i) for i in real]
     train_actions = [
@@ -998,11 +981,11 @@ def run_describe(args, started):
         **{k: x for k, x in found.items() if not isinstance(x, dict)},
         "clips": len(real),
         "sources": len(set(sources)),
-        "frames_as": FRAMES_AS[entry["type"]],
+        "frames_as": FRAMES_AS.get(entry["type"], "images"),
         "size": size,
         "frames_used": used,
         **{k: x for k, x in found.items() if isinstance(x, dict)},
-        "run": run_record(args, started, device, why, dtype, entry),
+        "run": run_record(args, started, device, why, precision, entry),
     }
     save_yaml(out, result)
     print_summary(result)
@@ -1032,12 +1015,10 @@ def watched(path, k, size, how="uniform", seed=0):
 
 def ask_about_media(args, started):
     """Print a model's answer about images or a video while it is generated."""
-    entry, frames = find_model(args.model), args.frames or "16"
-    if entry.get("type") not in FRAMES_AS:
-        if entry.get("type") not in ALONE:
-            fail(f"--model {args.model} ({entry.get('type')}) takes no questions; give tiny or a Qwen model")
-        if args.clip or len(args.image or ()) > 1:
-            fail(f"--model {args.model} takes one image at a time; give one --image, or a Qwen model")
+    entry, frames = find_model(args.model, args.base), args.frames or "16"
+    check_asked(entry)
+    if FRAMES_AS.get(entry["type"]) == "sheet" and len(args.image or ()) > 1:
+        fail(f"--model {args.model} takes one image at a time; give one --image, or a Qwen model")
     if bool(args.image) == bool(args.clip) or not (args.question or "").strip():
         fail("ask needs a --question, and either --image or --clip")
     if args.clip and not (frames.isdecimal() and int(frames) > 1):
@@ -1058,7 +1039,7 @@ def ask_about_media(args, started):
 
     device, dtype, why = choose_device()
     print(f"device {device.type} ({why})")
-    model, processor = load_vlm(entry, device, dtype)
+    model, processor = load_to_answer(entry, device, dtype)
     given = put_to(model, processor, x, args.question)
     tokenizer = getattr(processor, "tokenizer", processor)
     started_at = time.time()
@@ -1077,7 +1058,7 @@ def ask_about_media(args, started):
         "frames": len(x[0]),
         "size": size,
         **({"clip": args.clip, "frames_used": numbers} if args.clip else {"images": args.image}),
-        "run": run_record(args, started, device, why, dtype, entry),
+        "run": run_record(args, started, device, why, model.precision, entry),
     }
     if args.out:
         save_yaml(args.out, result)
@@ -1323,13 +1304,11 @@ def vlm_answers(name, model, processor, items, asks, k, size, batch, hint):
         for (question, length), members in together.items():
             at = spread(length, k)
             for some in (members[n : n + batch] for n in range(0, len(members), batch)):
-                shown = torch.stack(
-                    [frames_of({"frames": items[asks[n].item]["frames"][at]}, size) for n in some]
-                )
+                shown = [items[asks[n].item]["frames"][at] for n in some]
+                shown = torch.stack([frames_of({"frames": x}, size) for x in shown])
                 prefix = f"{HINT.format(length)} You see frames {', '.join(map(str, at))}. " if hint else ""
-                for n, text in zip(
-                    some, answers_to(model, processor, shown, prefix + question, (at, length)), strict=True
-                ):
+                found = answers_to(model, processor, shown, prefix + question, (at, length))
+                for n, text in zip(some, found, strict=True):
                     texts[n] = text
                 bar.update(len(some))
     return texts
@@ -1405,8 +1384,8 @@ def method_row(items, asks, runs, seed):
 
     for kind in dict.fromkeys(kinds):
         row |= mean_and_interval(kind, correct[:, of(kind)], [sources[m] for m in of(kind)])
-    answerable = [kind for kind in QUESTION_KINDS if kind not in UNANSWERABLE]
-    for key, some in (("abstains", UNANSWERABLE), ("abstains_wrongly", answerable)):
+    with_answer = [kind for kind in QUESTION_KINDS if kind not in UNANSWERABLE]
+    for key, some in (("abstains", UNANSWERABLE), ("abstains_wrongly", with_answer)):
         row |= mean_and_interval(key, abstained[:, of(*some)], [sources[m] for m in of(*some)])
     row |= mean_and_interval("frame_f1", torch.tensor(f1), [sources[m] for m in of("frames")])
     return row, correct
@@ -1609,9 +1588,9 @@ def check_trajectory_inputs(args):
     )
     if w.entry and w.entry["kind"] != "language":
         fail(f"--language {language} is a {w.entry['kind']}; give a language model, say tiny-words")
-    for flag, name, entry in (("--vlm", args.vlm, w.vlm), ("--tuned", args.tuned, w.tuned)):
-        if entry and entry.get("type") not in FRAMES_AS:
-            fail(f"{flag} {name} accepts no chat with several frames; give a Qwen model or internvl3-8b")
+    for flag, entry in (("--vlm", w.vlm), ("--tuned", w.tuned)):
+        if entry:
+            check_asked(entry, flag)
     if not w.shown.isdecimal() or int(w.shown) < 2:
         fail(f"--frames {args.frames} is not a number of 2 or more; give, say, 8")
     for given in args.changed or ():
@@ -1750,7 +1729,7 @@ def all_answers(args, w, parts, altered, device, dtype):
             reader()[0].unload()
     for method, entry in (("vlm", w.vlm), ("tuned", w.tuned)):
         if entry:
-            load = functools.cache(functools.partial(load_vlm, entry, device, dtype))
+            load = functools.cache(functools.partial(load_to_answer, entry, device, dtype))
             size = args.size or entry["clip"]
 
             def from_frames(
@@ -1772,6 +1751,7 @@ def run_trajectories(args, started):
     """Write explain-trajectories.yaml: accuracy, claim precision and omissions of every method, ablations and changed clips."""
     w = check_trajectory_inputs(args)
     device, dtype, why = choose_device()
+    seeing = {"vlm": w.vlm, "tuned": w.tuned}
     print(f"device {device.type} ({why})")
     asks, describing = sample_questions(w.items, args.questions, args.seed)
     pairs = {
@@ -1909,6 +1889,7 @@ def run_trajectories(args, started):
             "clip": w.items[clips[0]]["id"],
             **{name: texts_of[0][clips[0]] for name, texts_of in described.items()},
         },
+        **{f"{name}_precision": precision_of(x, device, dtype) for name, x in seeing.items() if x},
         "run": run_record(args, started, device, why, dtype, w.entry),
     }
     save_yaml(w.out, result)
@@ -1930,6 +1911,7 @@ def get_args(argv):
     )
     add = jobs["ask"].add_argument
     add("--model", default="tiny", help="the vision-language model")
+    add("--base", metavar="FOLDER", help="the base model of an adapter, where its own is not here")
     add("--data", help="a data folder: questions about its test items, written to answers.pt")
     add("--random-init", action="store_true", help="with --data: untrained weights")
     add("--revision", help="with --data: branch, tag or commit of a hub repository")
@@ -1949,6 +1931,7 @@ def get_args(argv):
     add("--out", help="default: binding.yaml beside --features")
     add = jobs["frames"].add_argument
     add("--model", default="tiny", help="a Qwen model")
+    add("--base", metavar="FOLDER", help="the base model of an adapter, where its own is not here")
     add("--data", default="data/waiting", help="a data folder of clips with questions")
     add(
         "--frames",
@@ -1968,6 +1951,7 @@ def get_args(argv):
     add = jobs["describe"].add_argument
     add("--generated", required=True, help="generated clips, or clips with an action or a direction")
     add("--model", default="tiny", help="the vision-language model")
+    add("--base", metavar="FOLDER", help="the base model of an adapter, where its own is not here")
     add("--frames", help="numbers of frames, separated by commas (default: 3,8,16)")
     add("--clips", type=int, help="number of test clips (default: all)")
     add("--size", type=int, help="side in pixels (default: the registry's for the model)")

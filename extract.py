@@ -13,14 +13,15 @@ Reads data/<name>/ and a checkpoint: a registry name or a folder in Hugging Face
 
 Points are `pixels` (those of each token, a baseline), `patch_embed`, `vision.<i>`, `merger` (projector) and
 `language.<i>`; an autoencoder has `latents` (the mode, normalised as video models expect it); families add
-their own (README). Tokens without a place in the image are [n, t, 1, K, D], with `grid: false`. --points also
-accepts the short names L1-L5 (LLaVA), I1-I5 (InternVL), C1-C4 (CogVLM2). A pass stops at the last point.
+their own (README). Tokens without a place in the image, or for which the patch test of check.py finds none,
+are [n, t, 1, K, D], with `grid: false`. --points also accepts the short names L1-L5 (LLaVA), I1-I5
+(InternVL), C1-C4 (CogVLM2). A pass stops at the last point.
 
 Values are stored in fp16, and in fp32 where they overflow. Of clips only pooled.pt is written, and tokens at
 the points of --grids. A complete shard is never computed again: the same command continues a killed run.
 
-Copy with it: check.py, cogvlm2.py, common.py, cost.py, families.py, features.py, media.py,
-metrics.py, models.py, untrained.py, streaming.py.
+Copy with it: check.py, cogvlm2.py, common.py, cost.py, families.py, features.py, media.py, models.py,
+streaming.py, checkpoints.py, models.yaml.
 """
 
 import atexit
@@ -36,6 +37,7 @@ from types import SimpleNamespace
 import torch
 from tqdm import tqdm
 
+from checkpoints import fingerprint, resolved_commit
 from common import (
     DTYPES,
     FEATURES,
@@ -58,20 +60,27 @@ from common import (
     split_of,
 )
 from families import (
-    ASKABLE,
     QWEN,
     TILED,
     family_of,
-    quarters,
-    resolve_aliases,
     sees_later_frames,
     whole_tokens,
     without_grid,
 )
-from features import FIT_ITEMS, REDUCE, Fit, Shard, Writer, layer_by_layer, one_by_one
+from features import (
+    FIT_ITEMS,
+    REDUCE,
+    Fit,
+    Shard,
+    Writer,
+    layer_by_layer,
+    one_by_one,
+    quarters,
+    resolve_aliases,
+)
 from media import CHOICES, frame_methods, frames_of, with_chosen
-from models import LOADERS, find_model, fingerprint, resolved_commit, skeleton
-from streaming import Network, capturing, half_linears, latents_of
+from models import LOADERS, find_model, skeleton
+from streaming import ASKABLE, Network, capturing, half_linears, latents_of
 
 IN_MEMORY = 1e9  # bytes of a shard; a second one may wait to be written
 # all other models see the frames of a clip one by one
@@ -183,7 +192,8 @@ def points_of_questions(job):
     if not job.questions:
         return {}
     if job.entry["kind"] == "vae" or job.model.config.model_type not in ASKABLE or not job.processor:
-        fail(f"--questions: {args.model} is not a causal language model with a tokenizer; leave it out")
+        known = f"is not a causal language model of {', '.join(ASKABLE)} with a tokenizer"
+        fail(f"--questions: {args.model} {known}; leave it out")
     layers = [point for point in job.modules if point.startswith("language.")]
     if not layers:
         fail(f"--questions needs language layers, and --points {args.points} names none; add one")
@@ -229,6 +239,10 @@ def activations(job):
 def compute(job, todo):
     """Fit the map of --reduce where it is missing, then compute and write the shards `todo`."""
     budget = place_weights(job)
+    if job.entry["kind"] != "vae":
+        from check import prove_order
+
+        prove_order(job, budget)
     save_yaml(job.out / "modules.yaml", job.written)
     save_yaml(job.out / "plan.yaml", job.plan)
     name = f"{job.entry['name']} {Path(job.args.data).name}"
@@ -314,7 +328,7 @@ def write_index(job, started, modules, **more):
 
 def checked_entry(args):
     """The registry's entry of --model; exit 2 where it has no features."""
-    entry = find_model(args.model) | {"revision": args.revision}
+    entry = find_model(args.model, args.base) | {"revision": args.revision}
     without = {"language": "language model without an image input", "tracker": "tracker, which track.py runs"}
     if kind := without.get(entry["kind"]):
         fail(f"--model {args.model} is a {kind}; give one of `python extract.py --list` that has points")
@@ -437,7 +451,8 @@ def one_model(args, started):
 def get_args(argv):
     p = parser(__doc__)
     add = p.add_argument
-    add("--model", default="tiny", help="a registry name or a folder in Hugging Face format")
+    add("--model", default="tiny", help="a registry name, a folder in Hugging Face format, or an adapter's")
+    add("--base", metavar="FOLDER", help="the base model of an adapter, where its own is not here")
     add("--data", default="data/shapes", help="a folder that data.py wrote")
     add("--out", help="default: results/<model>/<data>/features")
     add("--points", default="quarters", help="comma-separated; all, last, quarters (four depths a stack)")
@@ -474,7 +489,11 @@ def main(argv=None):
         import cost
 
         how = {key: getattr(args, key) for key in ("n", "points", "reduce", "size")}
-        return cost.print_list() if args.list else cost.print_cost(find_model(args.model), args.gate, **how)
+        return (
+            cost.print_list()
+            if args.list
+            else cost.print_cost(find_model(args.model, args.base), args.gate, **how)
+        )
     if args.check:
         from check import check_model
 

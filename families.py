@@ -1,14 +1,18 @@
-"""Model families: module paths of the layers, order of the tokens, preprocessing of images."""
+"""Model families: module paths of the layers, order of the tokens, preprocessing of images.
 
+`general` finds the points of any vision-language model or image encoder of transformers by common attributes
+and takes tokens in row order. The tables say what is different in which model type.
+"""
+
+import contextlib
 import inspect
-import json
 import math
-from pathlib import Path
 
 import torch
+from torch import nn
 
 from common import fail
-from models import OWN_LAYOUT, attempt, chat, qwen_inputs
+from models import chat, qwen_inputs
 
 # follows the image, so in a causal model it cannot change the image's rows
 PROMPT = "Describe the picture."
@@ -16,17 +20,34 @@ PROMPT = "Describe the picture."
 CAPTION = "What does the image describe?"
 # Grounding DINO's text: its encoder mixes text and image, so the text influences the features
 OBJECT = "an object."
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and standard deviation of the channels
+
+QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe")
+TILED = ("llava_next", "llava_onevision", "llava_next_video")
+LLAVA = ("llava", *TILED)
+# patches in merge-block order: their processors cut an image as Qwen2-VL's does
+BLOCKS = (*QWEN, "glm4v", "glm4v_moe", "glm46v")
+# any side in whole tokens: positions are rotary or interpolated; others have positions for one size
+ANY_SIZE = {*BLOCKS, "pixtral", "mistral3", "florence2", "dinov2", "dinov2_with_registers", "dinov3_vit"}
+# model types whose order of tokens tests/test_families.py proves; check.py proves that of others
+PROVED = {*QWEN[:5], *LLAVA, "glm4v", "internvl", "cogvlm2", "kosmos-2", "florence2", "grounding-dino"}
+PROVED |= {"vjepa2", "ltx_vae", "dinov2", "dinov2_with_registers", "dinov3_vit", "siglip", "owlvit", "owlv2"}
+PROVED |= {"idefics3", "smolvlm", "gemma3", "paligemma", "mistral3", "aya_vision", "ovis2", "video_llava"}
+PROVED |= {"clip", "vit", "ijepa", "pixtral", "detr"}
 
 
-# ---------------------------------------------------------------- families: points, and raster order restored
+# ---------------------------------------------------------------- what a family is
 
 # A family is a function (model, processor) -> (inputs, points, multiple, first_frame):
-#   inputs(frames uint8 [n,T,S,S,3])   arguments of the model's forward
+#   inputs(frames uint8 [n,T,S,S,3], words=PROMPT)
+#                                      arguments of the model's forward, with notes (plain numbers and tuples)
 #   points {name: (module path, restore)}, in the order of execution;
 #          restore(output, inputs) -> [n, t, h, w, D] in raster order;
 #          (module path, restore, NO_GRID) where tokens have no place in the image: [n, t, 1, K, D]
 #   multiple                           a token's width in pixels; a side must be a multiple of it
 #   first_frame(step)                  the first frame that a time step covers
+# Notes: steps, time steps of an item; images, all of them in the batch; grid, an image's (rows, columns) of
+# patches; frames, sequences of an item, where the frames of a clip are single images.
 
 NO_GRID = "no grid"
 
@@ -36,400 +57,501 @@ def without_grid(points):
     return {name for name, point in points.items() if NO_GRID in point}
 
 
-def stack(name, path, layers, *restore):
-    """The points <name>.0, <name>.1, ... of a stack of layers."""
-    return {f"{name}.{i}": (f"{path}.{i}", *restore) for i in range(layers)}
+def type_of(model):
+    return getattr(model.config, "model_type", "ltx_vae")
+
+
+def vision_of(config):
+    """The part of a configuration that describes the vision tower."""
+    return getattr(config, "vision_config", None) or getattr(config, "backbone_config", None) or config
+
+
+def one_number(value):
+    """n of n, of [n, n] or of a tower's stages (n, ...); None of None."""
+    return value[0] if isinstance(value, list | tuple) else value
+
+
+# ---------------------------------------------------------------- raster order
+
+
+def fit(tokens, grid):
+    """(first, h, w): after `first` class and register tokens, h x w tokens in the proportions of `grid`;
+    (0, 1, tokens) where none fit."""
+    rows, columns = grid
+    if tokens >= rows * columns:
+        return tokens - rows * columns, rows, columns
+    common = math.gcd(rows, columns)
+    for first in range(min(tokens, 9)):
+        k = math.isqrt((tokens - first) * common**2 // (rows * columns))
+        h, w = rows * k // common, columns * k // common
+        if h * w == tokens - first:
+            return first, h, w
+    return 0, 1, tokens
+
+
+def raster(x, batch):
+    """Tokens of images in row order, or feature maps -> [n, t, h, w, D]."""
+    if x.ndim == 4:
+        channels_last = x.shape[1] == x.shape[2] != x.shape[3]
+        x = x if channels_last else x.permute(0, 2, 3, 1)
+        return x.unflatten(0, (-1, batch["steps"]))
+    x = x.reshape(batch["images"], -1, x.shape[-1])
+    first, h, w = fit(x.shape[1], batch["grid"])
+    return x[:, first:].reshape(-1, batch["steps"], h, w, x.shape[-1])
+
+
+def flat(x, batch):
+    """Tokens without a place in the image -> [n, t, 1, K, D]."""
+    return x.reshape(batch["images"], -1, x.shape[-1]).unflatten(0, (-1, batch["steps"]))[:, :, None]
 
 
 def unmerge(x, grid, merge):
-    """Merge-block order -> raster: [n*t*h*w, D] -> [n, t, h, w, D] for `grid` = (t, h, w) in patches."""
-    t, h, w = grid
-    x = x.reshape(-1, t, h // merge, w // merge, merge, merge, x.shape[-1])
-    return x.permute(0, 1, 2, 4, 3, 5, 6).reshape(-1, t, h, w, x.shape[-1])
+    """Merge-block order -> raster: [images*h*w, D] -> [images, h*w, D] for `grid` = (h, w) in patches."""
+    h, w = grid
+    x = x.reshape(-1, h // merge, w // merge, merge, merge, x.shape[-1])
+    return x.permute(0, 1, 3, 2, 4, 5).flatten(1, 4)
 
 
-def window_index(visual, grid_thw):
-    """Positions of the merge blocks after Qwen2.5-VL's tower has sorted them into attention windows."""
-    from transformers.vision_utils import get_vision_window_index
-
-    sizes = visual.spatial_merge_size, visual.window_size, visual.patch_size
-    return get_vision_window_index(grid_thw, *sizes)[0]
-
-
-def qwen2_vl(model, processor):
-    """Token order: patch_embed in merge blocks; language rows in raster order; Qwen2.5-VL's blocks and merger in windows.
-    Without windows (Qwen2-VL, Qwen3-VL), blocks are in merge-block order, the merger and DeepStack mergers in raster order."""
-    visual, config = model.model.visual, model.config
+def blocks_in_order(model):
+    """{stack: restore} of towers in merge-block order, where mergers and language rows are in row order.
+    Qwen2.5-VL's blocks and merger are besides sorted into attention windows."""
+    visual = model.model.visual
     merge = visual.spatial_merge_size
 
-    def inputs(frames):
-        return qwen_inputs(processor, frames, PROMPT)
-
-    def of(batch):
-        grid_thw = batch["image_grid_thw"] if "image_grid_thw" in batch else batch["video_grid_thw"]
-        assert (grid_thw == grid_thw[0]).all(), grid_thw
-        return grid_thw, grid_thw[0].tolist()
-
-    def patch_embed(x, batch):
-        return unmerge(x, of(batch)[1], merge)
-
-    def in_order(x, grid_thw):
+    def in_order(x, batch):
         if not hasattr(visual, "window_size"):
             return x
-        return x[window_index(visual, grid_thw).to(x.device).argsort()]
+        from transformers.vision_utils import get_vision_window_index
+
+        grid_thw = batch["image_grid_thw"] if "image_grid_thw" in batch else batch["video_grid_thw"]
+        index, _ = get_vision_window_index(grid_thw, merge, visual.window_size, visual.patch_size)
+        return x[index.to(x.device).argsort()]
+
+    def patches(x, batch):
+        return raster(unmerge(x, batch["grid"], merge), batch)
 
     def block(x, batch):
-        grid_thw, grid = of(batch)
-        return unmerge(in_order(x.reshape(-1, merge**2, x.shape[-1]), grid_thw).flatten(0, 1), grid, merge)
+        return patches(in_order(x.reshape(-1, merge**2, x.shape[-1]), batch), batch)
 
     def merger(x, batch):
-        grid_thw, (t, h, w) = of(batch)
-        return in_order(x, grid_thw).reshape(-1, t, h // merge, w // merge, x.shape[-1])
+        return raster(in_order(x, batch), batch)
+
+    return {"patch_embed": patches, "vision": block, "merger": merger}
+
+
+def image_rows(model, batch):
+    """Mask of the image's rows in the prompt, bool [sequences, rows], with a mosaic's newlines and CogVLM2's
+    boi and eoi."""
+    if model.config.model_type == "cogvlm2":
+        return batch["token_type_ids"] == 1
+    if "image_embeds_position_mask" in batch:  # Kosmos-2
+        return batch["image_embeds_position_mask"].bool()
+    places = [getattr(model.config, f"{kind}_token_id", None) for kind in ("image", "video")]
+    places = torch.tensor([p for p in places if p is not None], device=batch["input_ids"].device)
+    return torch.isin(batch["input_ids"], places)
+
+
+def in_rows(model, x, batch):
+    """The image's rows of a language layer's output: [images, K, D]."""
+    return x[image_rows(model, batch).to(x.device)].reshape(batch["images"], -1, x.shape[-1])
+
+
+def tiles_in_order(model):
+    """{stack: restore} of LLaVA-NeXT and -OneVision: at k times the tower's side, first the small whole
+    image, then the mosaic of k x k tiles, in the language model with a newline after every row."""
+
+    def tower(x, batch):
+        k, p = batch["tiles"], batch["grid"][0] // batch["tiles"]
+        x = x[:, -p * p :]  # CLIP has a class token, SigLIP none
+        if k > 1:
+            x = x.unflatten(0, (-1, 1 + k * k))[:, 1:].reshape(-1, k, k, p, p, x.shape[-1])
+            x = x.permute(0, 1, 3, 2, 4, 5).flatten(1, 4)
+        return raster(x, batch)
 
     def language(x, batch):
-        _, (t, h, w) = of(batch)
-        rows = (batch["input_ids"] == config.image_token_id) | (batch["input_ids"] == config.video_token_id)
-        return x[rows.to(x.device)].reshape(len(x), t, h // merge, w // merge, x.shape[-1])
+        k, side = batch["tiles"], batch["grid"][0]
+        x = in_rows(model, x, batch)
+        if k > 1:
+            x = x[:, (side // k) ** 2 :].unflatten(1, (side, side + 1))[:, :, :-1].flatten(1, 2)
+        return raster(x[:, : side * side], batch)
 
-    added = len(getattr(visual, "deepstack_merger_list", ()))
-    points = {
-        "patch_embed": ("model.visual.patch_embed", patch_embed),
-        **stack("vision", "model.visual.blocks", len(visual.blocks), block),
-        **stack("deepstack", "model.visual.deepstack_merger_list", added, merger),
-        "merger": ("model.visual.merger", merger),
-        **stack("language", "model.language_model.layers", len(model.model.language_model.layers), language),
-    }
-    frames = visual.config.temporal_patch_size
-    return inputs, points, visual.config.patch_size * merge, lambda step: step * frames
+    return {"patch_embed": tower, "vision": tower, "merger": tower, "language": language}
 
 
-def images(x, batch):
-    """Tokens of single images [n*t, side*side, D] in raster order -> [n, t, side, side, D]."""
-    side = round(x.shape[1] ** 0.5)
-    assert side * side == x.shape[1], x.shape
-    return x.reshape(-1, batch["frames"], side, side, x.shape[-1])
+def restores(model):
+    """{stack: restore} of a model: row order, unless its type says otherwise."""
+    scales = len(scales_of(model))
+
+    def encoder(x, batch):
+        """The second scale: 16 px a token, as fine as other encoders; at 8 px, 768 px are 9216 tokens."""
+        finest = round((x.shape[1] / sum(4.0**-k for k in range(scales))) ** 0.5)
+        return raster(x[:, finest**2 : finest**2 + (finest // 2) ** 2], batch)
+
+    def language(x, batch):
+        x = in_rows(model, x, batch)
+        return raster(x[:, 1:-1] if kind == "cogvlm2" else x, batch)  # without boi and eoi
+
+    kind = type_of(model)
+    if kind == "kosmos-2":  # 64 learned queries pool the patches
+        return {"merger": flat, "language": lambda x, batch: flat(in_rows(model, x, batch), batch)}
+    if kind in TILED:
+        return tiles_in_order(model)
+    found = {"language": language} | ({"encoder": encoder} if scales > 1 else {})
+    return found | (blocks_in_order(model) if kind in BLOCKS else {})
 
 
-def behind_first(x, batch):
-    """`images` after one token without a place: CLS, or the mean of all places."""
-    return images(x[:, 1:], batch)
+# ---------------------------------------------------------------- points, by common attributes
+
+TOWERS = ("vision_tower", "visual", "vision_model", "image_tower", "vision_encoder", "vision", "backbone")
+PROJECTORS = ("multi_modal_projector", "connector", "merger", "projector", "aligner", "linear_proj")
+PROJECTORS += ("image_to_text_projection", "visual_embeddings_table")
+LANGUAGE = ("language_model", "text_model")
+CONVOLUTIONS = nn.Conv2d, nn.Conv3d
+# model type -> paths that the common attributes do not tell; new points stand before the projector
+PATHS = {
+    "internvl": {"patch_embed": "model.vision_tower.embeddings.patch_embeddings"},
+    "cogvlm2": {"conv": "model.vision.conv"},
+    "florence2": {"language": "model.language_model.encoder"},
+    # the class embedding before normalisation; four offsets, before the patch's place and the sigmoid
+    **dict.fromkeys(("owlvit", "owlv2"), {"class_head": "class_head.dense0", "box_head": "box_head"}),
+}
 
 
-def maps(x, batch):
-    """Feature maps of single images [n*t, D, h, w] -> [n, t, h, w, D]."""
-    return x.permute(0, 2, 3, 1).unflatten(0, (-1, batch["frames"]))
+def named(model, names):
+    """Path of the module nearest to the root that has one of the names, or ""."""
+    paths = [path for path, _ in model.named_modules() if path.rpartition(".")[2] in names]
+    return min(paths, key=lambda path: path.count("."), default="")
 
 
-def normalised(frames, mean, std):
-    """uint8 [n,T,S,S,3] -> [n*T, 3, S, S], standardised per channel."""
+def below(path, root):
+    return not root or path == root or path.startswith(f"{root}.")
+
+
+def weights_in(module):
+    return sum(p.numel() for p in module.parameters())
+
+
+def layers_in(model, root, apart="", stages=False):
+    """Paths of the layers of the longest stack below `root` and not below `apart`; stages: of its stages."""
+    lists, found = {}, []
+    for path, module in model.named_modules():
+        outermost = not any(below(path, other) for other in lists)
+        wanted = below(path, root) and not (apart and below(path, apart))
+        if isinstance(module, nn.ModuleList) and outermost and wanted:
+            lists[path] = module
+    longest = max(lists, key=lambda path: (len(lists[path]), weights_in(lists[path])), default="")
+    for layer in children_of(model, longest):
+        inner = longest_in_stage(model.get_submodule(layer)) if stages else None
+        found += [layer] if inner is None else children_of(model, f"{layer}.{inner}".rstrip("."))
+    return found
+
+
+def longest_in_stage(stage):
+    """Path below a stage of the list with more than half of its weights; None for a layer."""
+    for path, module in stage.named_modules():
+        if isinstance(module, nn.ModuleList) and 2 * weights_in(module) > weights_in(stage):
+            return path
+    return None
+
+
+def embedding_in(model, tower, layer):
+    """Path of the outermost module of a tower with its first convolution and without its layers, or ""."""
+    convolutions = (path for path, module in model.named_modules() if isinstance(module, CONVOLUTIONS))
+    parts = next((path for path in convolutions if below(path, tower)), "").split(".")
+    for k in range(len(parts)):
+        path = ".".join(parts[: k + 1])
+        inside = below(path, tower) and path != tower and not below(layer, path)
+        if inside and not isinstance(model.get_submodule(path), nn.ModuleList):
+            return path
+    return ""
+
+
+def numbered(name, paths):
+    return {f"{name}.{i}": path for i, path in enumerate(paths)}
+
+
+def children_of(model, path):
+    """Paths of the modules in a list; none where there is no such list."""
+    module = model.get_submodule(path)
+    return [f"{path}.{i}" for i in range(len(module))] if path and isinstance(module, nn.ModuleList) else []
+
+
+def scales_of(model):
+    """Paths of the projections of the scales, each half as fine as the one before, that a detector reads."""
+    return children_of(model, named(model, ("input_proj_vision", "input_proj")))
+
+
+def tower_paths(model, tower, known):
+    """{point: module path} of the tower and of what follows it, up to the projector."""
+    layers = layers_in(model, tower, stages=True)
+    found = {"patch_embed": known.get("patch_embed") or embedding_in(model, tower, layers[0])}
+    found |= numbered("vision", layers)
+    found |= numbered("deepstack", children_of(model, named(model, ("deepstack_merger_list",))))
+    found |= {name: path for name, path in known.items() if name not in ("patch_embed", "language")}
+    if tower.endswith("backbone"):
+        layers = layers_in(model, named(model, ("encoder",)))
+        # a layer of Grounding DINO returns a tuple of tuples; its deformable part returns the image tokens
+        deeper = ".deformable_layer" if type_of(model) == "grounding-dino" else ""
+        found |= numbered("scale", scales_of(model)) | numbered("encoder", [path + deeper for path in layers])
+    return found
+
+
+def paths_of(model):
+    """{point: module path} of a model, in the order of execution."""
+    known, tower = PATHS.get(type_of(model), {}), named(model, TOWERS)
+    writes = hasattr(model, "generate")
+    found = tower_paths(model, tower, known) if tower or not writes else {}
+    if writes:
+        text = known.get("language") or named(model, LANGUAGE)
+        found |= {"merger": named(model, PROJECTORS)} | numbered(
+            "language", layers_in(model, text, apart=tower)
+        )
+    return {name: path for name, path in found.items() if path}
+
+
+# ---------------------------------------------------------------- inputs
+
+
+@contextlib.contextmanager
+def taken(model, side):
+    """Exit 2 where a model of a type that no test knows does not take single images of `side` pixels."""
+    try:
+        yield
+    except Exception as e:
+        if type_of(model) in PROVED or isinstance(e, torch.OutOfMemoryError):
+            raise
+        what = (str(e).splitlines() or [""])[0][:200].rstrip(". ") or type(e).__name__
+        what = f"does not take single images of {side} px: {what}"
+        fail(f"a model of type {type_of(model)} {what}; give another --size")
+
+
+def pixels_for(processor, frames):
+    """uint8 [n,T,S,S,3] -> [n*T, 3, S, S], standardised by a processor's numbers or else ImageNet's."""
+    images = getattr(processor, "image_processor", processor)
+    mean, std = (images.image_mean, images.image_std) if processor else IMAGENET
     return ((frames.flatten(0, 1).float() / 255 - torch.tensor(mean)) / torch.tensor(std)).permute(0, 3, 1, 2)
 
 
-def with_words(frames, pixels, ids, **more):
-    """Arguments of forward for single images [n*T, ...], each with the same token ids."""
+def with_words(pixels, ids, **more):
+    """Arguments of forward for images [n*T, ...], each with the same token ids."""
     ids = torch.tensor(ids).expand(len(pixels), -1)
-    given = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": pixels}
-    return given | {"frames": frames.shape[1]} | more
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": pixels} | more
 
 
-def internvl(model, processor):
-    """InternVL, and InternVL2 in the native class; an image is one tile, frames of a clip are single images. Tower: CLS first. The projector's tokens, 2 x 2 patches each, and the language rows are in raster order."""
-    config = model.config
-    side = config.vision_config.image_size[0]
-    rows = round((side // config.vision_config.patch_size[0] * config.downsample_ratio) ** 2)
-    # Only words before the image change its rows. BOS alone comes before it where InternVL2 has no tokenizer.
-    before, behind = [config.text_config.bos_token_id], []
-    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+# an image is one tile of its final size: what an image processor would change, where it knows the word
+AS_IT_IS = dict.fromkeys(("do_resize", "do_center_crop", "crop_to_patches", "do_image_splitting"), False)
+AS_IT_IS |= {"do_pan_and_scan": False}
+
+
+def as_it_is(image_processor):
+    known = getattr(image_processor, "valid_kwargs", None)
+    known = known.__annotations__ if known else AS_IT_IS
+    return {name: value for name, value in AS_IT_IS.items() if name in known}
+
+
+def processed(model, processor, frames, words):
+    """Inputs by the model's own processor; the frames of a clip are single images."""
+    from PIL import Image  # the one format that every processor takes
+
+    images = [Image.fromarray(frame.numpy()) for frame in frames.flatten(0, 1)]
+    if not hasattr(model, "generate"):
+        given = dict(processor(images, return_tensors="pt", **as_it_is(processor)))
+        if "input_ids" in inspect.signature(model.forward).parameters:  # a tower of text besides
+            given["input_ids"] = torch.zeros(len(images), 2, dtype=torch.long)
+        return given
+    more = {"num_image_tokens": model.config.latent_query_num} if type_of(model) == "kosmos-2" else {}
+    text = words if type_of(model) == "kosmos-2" else chat(processor, words)
+    more |= {"text": [text] * len(images), "return_tensors": "pt"}
+    nested, how, errors = [[image] for image in images], as_it_is(processor.image_processor), []
+    # some take no nested lists (GOT-OCR2), or always resize (Llama 4)
+    for pictures, kwargs in ((nested, how), (images, how), (nested, {})):
+        try:
+            given = processor(images=pictures, images_kwargs=kwargs, **more)
+            return {name: x for name, x in given.items() if name != "labels"}
+        except ValueError as e:
+            errors.append(e)
+    raise errors[0]
+
+
+def for_qwen(model, processor, frames, words):
+    """Images, or clips of which a time step has two frames."""
+    given = dict(qwen_inputs(processor, frames, words))
+    grid_thw = given["image_grid_thw"] if "image_grid_thw" in given else given["video_grid_thw"]
+    assert (grid_thw == grid_thw[0]).all(), grid_thw
+    t, h, w = grid_thw[0].tolist()
+    return given | {"steps": t, "images": len(frames) * t, "grid": (h, w)}
+
+
+def for_internvl(model, processor, frames, words):
+    """The native class. BOS alone comes before the image where InternVL2 has no tokenizer."""
     if processor:
-        before, behind = around_image(processor, processor.image_token)
-        before, behind = [*before, processor.start_image_token_id], [processor.end_image_token_id, *behind]
-        mean, std = processor.image_processor.image_mean, processor.image_processor.image_std
-
-    def inputs(frames):
-        one_size(frames, side)
-        ids = [*before, *[config.image_token_id] * rows, *behind]
-        return with_words(frames, normalised(frames, mean, std), ids)
-
-    def language(x, batch):
-        return images(x[:, len(before) : len(before) + rows], batch)
-
-    layers = config.vision_config.num_hidden_layers
-    points = {
-        "patch_embed": ("model.vision_tower.embeddings.patch_embeddings", images),
-        **stack("vision", "model.vision_tower.encoder.layer", layers, behind_first),
-        "merger": ("model.multi_modal_projector", images),
-        **stack("language", "model.language_model.layers", config.text_config.num_hidden_layers, language),
-    }
-    return inputs, points, side, lambda step: step
-
-
-def one_size(frames, side):
-    """Exit 2 for frames of another size than the tower's learned positions."""
-    if frames.shape[2] != side:
-        fail(f"this model takes {side} px only, not {frames.shape[2]} px; give --size {side}")
-
-
-def around_image(processor, place):
-    """Token ids of the chat prompt before and behind the image's placeholder."""
-    before, found, behind = chat(processor, PROMPT).partition(place)
-    assert found, (place, before)
-    behind = processor.tokenizer(behind, add_special_tokens=False)
-    return processor.tokenizer(before).input_ids, behind.input_ids
-
-
-QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
-LLAVA = ("llava", "llava_next", "llava_onevision")
-TILED = ("llava_next", "llava_onevision")
-
-
-def llava(model, processor):
-    """LLaVA (Interleave), LLaVA-NeXT and LLaVA-OneVision; frames of a clip are single images. An image of the tower's side S is one tile.
-    At 2S or 3S, NeXT and OneVision cut it into tiles (AnyRes, Liu et al. 2024). The language model reads the small
-    whole image, then the mosaic with a newline token after every row; the grid is the mosaic."""
+        return processed(model, processor, frames, words)
     config = model.config
-    side, tiled = config.vision_config.image_size, config.model_type in TILED
-    p = side // config.vision_config.patch_size
-    before, behind = around_image(processor, processor.image_token)
-
-    def inputs(frames):
-        k, most = frames.shape[2] // side, 3 if tiled else 1
-        if k > most:
-            fail(f"{frames.shape[2]} px are {k} x {k} tiles, of {most} x {most} at most; give --size {side}")
-        pixels = normalised(frames, processor.image_processor.image_mean, processor.image_processor.image_std)
-        rows = p * p
-        more = {}
-        if tiled:
-            # no padding; at S the one tile is the image again
-            config.image_grid_pinpoints = [[k * side, k * side]]
-            whole = torch.nn.functional.interpolate(pixels, (side, side), mode="bicubic", antialias=True)
-            tiles = pixels.unflatten(3, (k, side)).unflatten(2, (k, side)).permute(0, 2, 4, 1, 3, 5)
-            pixels = torch.cat([whole[:, None], tiles.flatten(1, 2)], 1)
-            more = {"image_sizes": torch.tensor([[k * side, k * side]] * len(pixels))}
-            rows += k * p * (k * p + 1)
-        ids = [*before, *[config.image_token_id] * rows, *behind]
-        return with_words(frames, pixels, ids, tiles=k, **more)
-
-    def patches(x, batch):
-        k, x = batch["tiles"], x[:, -p * p :]  # CLIP has a class token, SigLIP none
-        if tiled:
-            # at S the one tile is the image itself
-            x = x.unflatten(0, (-1, 1 + k * k))[:, -k * k :].flatten(0, 1)
-        return images(x.reshape(-1, k, k, p, p, x.shape[-1]).permute(0, 1, 3, 2, 4, 5).flatten(1, 4), batch)
-
-    def language(x, batch):
-        k, x = batch["tiles"], x[:, len(before) :]
-        if k > 1:
-            mosaic = x[:, p * p : p * p + k * p * (k * p + 1)].unflatten(1, (k * p, k * p + 1))
-            x = mosaic[:, :, :-1].flatten(1, 2)
-        return images(x[:, : k * p * k * p], batch)
-
-    layers = config.vision_config.num_hidden_layers
-    points = {
-        "patch_embed": ("model.vision_tower.embeddings", patches),
-        **stack("vision", "model.vision_tower.encoder.layers", layers, patches),
-        "merger": ("model.multi_modal_projector", patches),
-        **stack("language", "model.language_model.layers", config.text_config.num_hidden_layers, language),
-    }
-    return inputs, points, side, lambda step: step
+    pixels = pixels_for(None, frames)
+    patches = math.prod(s // one_number(config.vision_config.patch_size) for s in pixels.shape[2:])
+    rows = round(patches * config.downsample_ratio**2)
+    return with_words(pixels, [config.text_config.bos_token_id, *[config.image_token_id] * rows])
 
 
-def cogvlm2(model, processor):
-    """Tower: CLS first. Connector: a convolution merges 2 x 2 patches. Language rows: BOS, boi, image tokens, eoi, words."""
-    from cogvlm2 import IMAGE_MEAN, IMAGE_STD
-
+def in_tiles(model, processor, frames, words):
+    """LLaVA-NeXT and -OneVision (AnyRes, Liu et al. 2024): an image of the tower's side S alone; at 2S or 3S,
+    after the whole image at S, its tiles."""
     vision = model.config.vision_config
-    text = processor(f"Question: {PROMPT} Answer:", add_special_tokens=False).input_ids
-
-    def inputs(frames):
-        one_size(frames, vision.image_size)
-        return model.inputs(normalised(frames, IMAGE_MEAN, IMAGE_STD), text) | {"frames": frames.shape[1]}
-
-    def language(x, batch):
-        return images(x[:, 2 : 2 + (vision.image_size // vision.patch_size) ** 2 // 4], batch)
-
-    points = {
-        "patch_embed": ("model.vision.patch_embedding", behind_first),
-        **stack("vision", "model.vision.transformer.layers", vision.num_hidden_layers, behind_first),
-        "conv": ("model.vision.conv", maps),
-        "merger": ("model.vision.linear_proj", images),
-        **stack("language", "model.layers", model.config.num_hidden_layers, language),
-    }
-    return inputs, points, vision.image_size, lambda step: step
+    side, p = vision.image_size, vision.image_size // vision.patch_size
+    k = frames.shape[2] // side
+    if k > 3:
+        fail(f"{frames.shape[2]} px are {k} x {k} tiles, of 3 x 3 at most; give --size {side}")
+    pixels, rows = pixels_for(processor, frames), p * p + 1  # one newline
+    sizes = torch.tensor([pixels.shape[2:]] * len(pixels))
+    if k > 1:
+        rows += k * p * (k * p + 1) - 1
+        whole = nn.functional.interpolate(pixels, (side, side), mode="bicubic", antialias=True)
+        tiles = pixels.unflatten(3, (k, side)).unflatten(2, (k, side)).permute(0, 2, 4, 1, 3, 5)
+        pixels = torch.cat([whole[:, None], tiles.flatten(1, 2)], 1)
+    before, _, behind = chat(processor, words).partition(processor.image_token)
+    ids = [*processor.tokenizer(before).input_ids, *[model.config.image_token_id] * rows]
+    ids += processor.tokenizer(behind, add_special_tokens=False).input_ids
+    return with_words(pixels.reshape(len(sizes), -1, 3, side, side), ids, image_sizes=sizes, tiles=k)
 
 
-def kosmos2(model, processor):
-    """CLS first in the tower; 64 learned queries then pool the patches (Peng et al. 2023). Queries and their language rows have
-    no place in the image. Frames of a clip are single images."""
-    config = model.config
+def take_tiles(model):
+    """Let a model of TILED take the inputs of `in_tiles` too. It counts tiles by the pinpoints in its
+    configuration, which are replaced while it runs; inputs of its own processor need them as they are."""
+    config, side = model.config, model.config.vision_config.image_size
+    pinpoints = config.image_grid_pinpoints
 
-    def inputs(frames):
-        one_size(frames, config.vision_config.image_size)
-        x = list(frames.flatten(0, 1).permute(0, 3, 1, 2))
-        as_it_is = {"do_resize": False, "do_center_crop": False, "return_tensors": "pt"}
-        number = config.latent_query_num
-        given = processor(images=x, text=[PROMPT] * len(x), num_image_tokens=number, **as_it_is)
-        return {**given, "frames": frames.shape[1]}
+    def before(module, args, given):
+        pixels, sizes = given.get("pixel_values"), given.get("image_sizes")
+        if pixels is None or pixels.ndim != 5:
+            return
+        if pixels.shape[1] == 1:  # the whole image alone counts as no tile
+            config.image_grid_pinpoints = [[0, 0]]
+        elif not (sizes % side).any() and pixels.shape[1] == 1 + (sizes[0] // side).prod():
+            config.image_grid_pinpoints = sizes[:1].tolist()
 
-    def queries(x, batch):
-        return x.reshape(-1, batch["frames"], 1, config.latent_query_num, x.shape[-1])
+    def after(module, args, output):
+        config.image_grid_pinpoints = pinpoints
 
-    def language(x, batch):
-        return queries(x[batch["image_embeds_position_mask"].bool().to(x.device)], batch)
-
-    layers = config.vision_config.num_hidden_layers
-    points = {
-        "patch_embed": ("vision_model.model.embeddings", behind_first),
-        **stack("vision", "vision_model.model.encoder.layers", layers, behind_first),
-        "merger": ("image_to_text_projection", queries, NO_GRID),
-        **stack("language", "text_model.model.layers", config.text_config.layers, language, NO_GRID),
-    }
-    return inputs, points, config.vision_config.image_size, lambda step: step
+    model.model.register_forward_pre_hook(before, with_kwargs=True)
+    model.model.register_forward_hook(after, always_call=True)
 
 
-def florence2(model, processor):
-    """vision.<i>: DaViT's blocks (Ding et al. 2022); each of the four stages halves the grid. Frames of a clip are single images.
-    The projector's first token, a mean over places, is left out. language.<i>: the encoder's layers, where words after
-    the image change its rows, unlike in a causal model. The decoder has no image rows."""
-    config, blocks = model.config, model.model.vision_tower.blocks
-    multiple = math.prod(config.vision_config.patch_stride)
+def for_cogvlm2(model, processor, frames, words):
+    """BOS, boi, image tokens, eoi, words."""
+    from cogvlm2 import normalised
 
-    def inputs(frames):
-        tokenizer, side = processor.tokenizer, frames.shape[2] // multiple
-        words = tokenizer.bos_token + CAPTION + tokenizer.eos_token
-        words = tokenizer(words, add_special_tokens=False).input_ids
-        left = config.text_config.max_position_embeddings - 1 - len(words)
-        most = min(config.vision_config.max_position_embeddings, math.isqrt(left))
-        if side > most:
-            size = f"{frames.shape[2]} px are {side} x {side} tokens, of {most} x {most} at most"
-            fail(f"{size}; give --size {most * multiple} or less")
-        pixels = normalised(frames, processor.image_processor.image_mean, processor.image_processor.image_std)
-        return with_words(frames, pixels, [config.image_token_id] * (1 + side * side) + words)
-
-    def language(x, batch):
-        return images(x[:, 1 : (batch["input_ids"][0] == config.image_token_id).sum()], batch)
-
-    below = [f"{s}.{b}" for s, stage in enumerate(blocks) for b in range(len(stage))]
-    layers = config.text_config.encoder_layers
-    points = {
-        "patch_embed": ("model.vision_tower.convs.0", maps),
-        **{f"vision.{i}": (f"model.vision_tower.blocks.{path}", maps) for i, path in enumerate(below)},
-        "merger": ("model.multi_modal_projector", behind_first),
-        **stack("language", "model.language_model.encoder.layers", layers, language),
-    }
-    return inputs, points, multiple, lambda step: step
+    text = processor(f"Question: {words} Answer:", add_special_tokens=False).input_ids
+    return model.inputs(normalised(frames.flatten(0, 1)), text)
 
 
-def grounding_dino(model, processor):
-    """vision.<i>: Swin's blocks, each stage on its own grid; scale.<i>: the encoder's input, grids of 8, 16, 32 and 64 px a token.
-    encoder.<i> attends to all scales and the text. Its 16 px scale is stored, 48 x 48 tokens at 768 px, as fine as other
-    encoders (8 px would be 9216 tokens). Frames of a clip are single images."""
-    swin = model.model.backbone.conv_encoder.model
-    strides = [swin.config.patch_size * 2 ** (stage - 1) for stage in swin.config.out_indices]
-    strides += [strides[-1] * 2 ** (k + 1) for k in range(model.config.num_feature_levels - len(strides))]
-    stored = min(1, len(strides) - 1)
-
-    def inputs(frames):
-        pixels = normalised(frames, processor.image_processor.image_mean, processor.image_processor.image_std)
-        ids = torch.tensor(processor.tokenizer(OBJECT).input_ids).expand(len(pixels), -1)
-        return {"input_ids": ids, "pixel_values": pixels, "frames": frames.shape[1]}
-
-    def encoder(x, batch):
-        tokens = [(batch["pixel_values"].shape[-1] // s) ** 2 for s in strides]
-        return images(x.split(tokens, 1)[stored], batch)
-
-    below = "model.backbone.conv_encoder.model.swin"
-    blocks = [f"{s}.blocks.{b}" for s, depth in enumerate(swin.config.depths) for b in range(depth)]
-    points = {
-        "patch_embed": (f"{below}.embeddings", images),
-        **{f"vision.{i}": (f"{below}.encoder.layers.{path}", images) for i, path in enumerate(blocks)},
-        **stack("scale", "model.input_proj_vision", len(strides), maps),
-        # a layer returns a tuple of tuples; its deformable part returns the image tokens
-        **{
-            f"encoder.{i}": (f"model.encoder.layers.{i}.deformable_layer", encoder)
-            for i in range(model.config.encoder_layers)
-        },
-    }
-    coarsest = swin.config.patch_size * 2 ** (len(swin.config.depths) - 1)
-    return inputs, points, max(strides[-1], coarsest), lambda step: step
+def for_florence2(model, processor, frames, words):
+    """A mean token comes first. Words after the image change its rows, unlike in a causal model."""
+    config, tokenizer, multiple = model.config, processor.tokenizer, token_width(model)
+    side = frames.shape[2] // multiple
+    text = tokenizer.bos_token + CAPTION + tokenizer.eos_token
+    ids = tokenizer(text, add_special_tokens=False).input_ids
+    left = config.text_config.max_position_embeddings - 1 - len(ids)
+    most = min(config.vision_config.max_position_embeddings, math.isqrt(left))
+    if side > most:
+        size = f"{frames.shape[2]} px are {side} x {side} tokens, of {most} x {most} at most"
+        fail(f"{size}; give --size {most * multiple} or less")
+    return with_words(pixels_for(processor, frames), [config.image_token_id] * (1 + side * side) + ids)
 
 
-def tower(prefix, layers, first=0, any_size=False, words=False):
-    """The family of an image encoder: `first` tokens (CLS), registers, then patches in raster order; frames of a clip are single images.
-
-    any_size: positions are interpolated or rotary, else learned for one size. words: the forward also needs text.
-    """
-
-    def family(model, processor):
-        config = getattr(model.config, "vision_config", model.config)
-        patch, skip = config.patch_size, first + getattr(config, "num_register_tokens", 0)
-
-        def inputs(frames):
-            if not any_size:
-                one_size(frames, config.image_size)
-            x = list(frames.flatten(0, 1).permute(0, 3, 1, 2))
-            pixels = processor(x, do_resize=False, do_center_crop=False, return_tensors="pt")
-            text = {"input_ids": torch.zeros(len(x), 2, dtype=torch.long)} if words else {}
-            return pixels | text | {"frames": frames.shape[1]}
-
-        def grid(x, batch):
-            h, w = (s // patch for s in batch["pixel_values"].shape[-2:])
-            return x[:, skip:].reshape(-1, batch["frames"], h, w, x.shape[-1])
-
-        points = {
-            "patch_embed": (f"{prefix}embeddings", grid),
-            **stack("vision", f"{prefix}{layers}", len(model.get_submodule(f"{prefix}{layers}")), grid),
-        }
-        return inputs, points, patch if any_size else config.image_size, lambda step: step
-
-    return family
+def for_owl(model, processor, frames, words):
+    """OWLv2's processor always resizes. Neither head depends on the words."""
+    pixels = pixels_for(processor, frames)
+    return {"pixel_values": pixels, "input_ids": torch.zeros(len(pixels), 2, dtype=torch.long)}
 
 
-def owl(name):
-    """OWL-ViT and OWLv2: the tower, and the heads' output for every patch; neither head depends on the words.
-    class_head: the class embedding before normalisation. box_head: four offsets, before the patch's place and the sigmoid."""
-
-    def family(model, processor):
-        own_tower = tower(f"{name}.vision_model.", "encoder.layers", first=1)
-        _, points, multiple, first_frame = own_tower(model, processor)
-        points |= {"class_head": ("class_head.dense0", images), "box_head": ("box_head", images)}
-
-        def inputs(frames):
-            one_size(frames, multiple)
-            # OWLv2's processor always resizes
-            pixels = normalised(frames, processor.image_mean, processor.image_std)
-            ids = torch.zeros(len(pixels), 2, dtype=torch.long)
-            return {"input_ids": ids, "pixel_values": pixels, "frames": frames.shape[1]}
-
-        return inputs, points, multiple, first_frame
-
-    return family
+def for_grounding_dino(model, processor, frames, words):
+    return with_words(pixels_for(processor, frames), processor.tokenizer(OBJECT).input_ids)
 
 
-def vjepa2(model, processor):
-    """Two frames a time step, raster order, time first; a still image is repeated. Every token attends to the whole clip, later frames too."""
+def for_vjepa2(model, processor, frames, words):
+    """Two frames a time step; a still image is repeated. Every token attends to the whole clip."""
     patch, pair = model.config.patch_size, model.config.tubelet_size
+    if frames.shape[1] == 1:
+        frames = frames.expand(-1, pair, -1, -1, -1)
+    steps, grid = frames.shape[1] // pair, (frames.shape[2] // patch, frames.shape[3] // patch)
+    pixels = pixels_for(processor, frames[:, : steps * pair]).unflatten(0, (len(frames), -1))
+    notes = {"steps": steps, "images": len(frames) * steps, "grid": grid}
+    return {"pixel_values_videos": pixels, "skip_predictor": True} | notes
 
-    def inputs(frames):
-        one_size(frames, model.config.crop_size)
-        if frames.shape[1] == 1:
-            frames = frames.expand(-1, pair, -1, -1, -1)
-        frames = frames[:, : frames.shape[1] // pair * pair]
-        pixels = normalised(frames, processor.image_mean, processor.image_std).unflatten(0, frames.shape[:2])
-        return {"pixel_values_videos": pixels, "skip_predictor": True}
 
-    def grid(x, batch):
-        _, t, _, h, w = batch["pixel_values_videos"].shape
-        return x.reshape(len(x), t // pair, h // patch, w // patch, x.shape[-1])
+INPUTS = {
+    **dict.fromkeys(QWEN, for_qwen),
+    **dict.fromkeys(TILED, in_tiles),
+    **dict.fromkeys(("owlvit", "owlv2"), for_owl),
+    "internvl": for_internvl,
+    "grounding-dino": for_grounding_dino,
+    "vjepa2": for_vjepa2,
+    "cogvlm2": for_cogvlm2,
+    "florence2": for_florence2,
+}
 
-    points = {
-        "patch_embed": ("encoder.embeddings", grid),
-        **stack("vision", "encoder.layer", len(model.encoder.layer), grid),
-    }
-    return inputs, points, model.config.crop_size, lambda step: pair * step
+
+# ---------------------------------------------------------------- families
+
+
+def fixed_side(model):
+    """The tower's side where it has positions for one size, else None."""
+    vision = vision_of(model.config)
+    any_size = {type_of(model), getattr(vision, "model_type", None)} & ANY_SIZE
+    if any_size or type_of(model) in TILED or getattr(model.config, "backbone_config", None):
+        return None
+    return one_number(getattr(vision, "image_size", None) or getattr(vision, "crop_size", None))
+
+
+def token_width(model):
+    """A token's width in pixels, of which a side must be a multiple; the tower's side where it is fixed."""
+    config, vision = model.config, vision_of(model.config)
+    if fixed_side(model) or type_of(model) in TILED:
+        return fixed_side(model) or vision.image_size
+    if getattr(config, "backbone_config", None):
+        return 32 * 2 ** max(len(scales_of(model)) - 3, 0)
+    if hasattr(vision, "patch_stride"):  # of Florence-2's stages
+        return math.prod(vision.patch_stride)
+    merge = getattr(vision, "spatial_merge_size", None) or getattr(config, "spatial_merge_size", 1)
+    return one_number(getattr(vision, "patch_size", 32)) * merge
+
+
+def general(model, processor):
+    """The family of a VLM or an image encoder: points by common attributes, inputs by its own processor, and
+    tokens in row order, except where the tables above name its type."""
+    kind, order, vision = type_of(model), restores(model), vision_of(model.config)
+    width, fixed = token_width(model), fixed_side(model)
+    together = [one_number(getattr(vision, name, 1)) for name in ("temporal_patch_size", "tubelet_size")]
+    together = max(together) if kind in (*QWEN, "vjepa2") else 1  # frames of a time step
+    patch = one_number(getattr(vision, "patch_stride", None) or getattr(vision, "patch_size", 1))
+    if kind in TILED:
+        take_tiles(model)
+
+    def inputs(frames, words=None):
+        steps, h, w = frames.shape[1:4]
+        if fixed not in (None, h):
+            fail(f"this model takes {width} px only, not {h} px; give --size {width}")
+        with taken(model, h):
+            given = INPUTS.get(kind, processed)(model, processor, frames, words or PROMPT)
+        notes = {
+            "frames": steps,
+            "steps": steps,
+            "images": len(frames) * steps,
+            "grid": (h // patch, w // patch),
+        }
+        return given if "grid" in given else given | notes
+
+    points = {}
+    for point, path in paths_of(model).items():
+        name = point.partition(".")[0].replace("deepstack", "merger")
+        points[point] = path, order.get(name, raster)
+        if kind == "kosmos-2" and name in order:
+            points[point] += (NO_GRID,)
+    return inputs, points, width, lambda step: together * step
 
 
 def ltx_vae(model, processor):
-    """latents: normalised per channel, (mode - latents_mean) / latents_std, as LTX-Video's transformer expects; latents-raw: not normalised."""
+    """latents: normalised per channel, as LTX-Video's transformer expects; latents-raw: not normalised."""
     step, side = model.temporal_compression_ratio, model.spatial_compression_ratio
 
     def inputs(frames):
@@ -441,189 +563,34 @@ def ltx_vae(model, processor):
     def latents(x, batch):
         return (x.permute(0, 2, 3, 4, 1) - model.latents_mean) / model.latents_std
 
-    points = {
-        "latents": ("encoder", latents),
-        "latents-raw": ("encoder", lambda x, batch: x.permute(0, 2, 3, 4, 1)),
-    }
+    points = {"latents": ("encoder", latents)}
+    points["latents-raw"] = "encoder", lambda x, batch: x.permute(0, 2, 3, 4, 1)
     return inputs, points, side, lambda k: 0 if k == 0 else 1 + (k - 1) * step
 
 
-# model type in config.json -> family. A new family is a function above and a line here.
-FAMILIES = {
-    **dict.fromkeys(QWEN, qwen2_vl),
-    **dict.fromkeys(LLAVA, llava),
-    "internvl": internvl,
-    "cogvlm2": cogvlm2,
-    "kosmos-2": kosmos2,
-    "florence2": florence2,
-    "grounding-dino": grounding_dino,
-    "vjepa2": vjepa2,
-    "ltx_vae": ltx_vae,
-    "dinov2": tower("", "encoder.layer", first=1, any_size=True),
-    "dinov3_vit": tower("", "model.layer", first=1, any_size=True),
-    "siglip": tower("vision_model.", "encoder.layers", words=True),
-    "owlvit": owl("owlvit"),
-    "owlv2": owl("owlv2"),
-}
-
-
-# model type -> points that depend on later frames; for LTX-Video's autoencoder, see its config
-NON_CAUSAL = {"vjepa2": "vision."}
+def family_of(model):
+    return ltx_vae if type_of(model) == "ltx_vae" else general
 
 
 def sees_later_frames(model, point):
-    """Whether a time step of `point` depends on later frames. Such features leak the future into a prediction."""
-    kind = getattr(model.config, "model_type", "ltx_vae")
-    if kind == "ltx_vae":
+    """Whether a time step of `point` depends on later frames, which would leak into a prediction."""
+    if type_of(model) == "ltx_vae":
         return not model.config.encoder_causal
-    return point.startswith(NON_CAUSAL.get(kind, "none"))
+    return type_of(model) == "vjepa2" and point.startswith("vision.")
 
 
-# The plan's names of points: letter -> (model types, points 1, 2, ...). `last` is the last tower layer that
-# the projector reads.
-FIVE = ("patch_embed", "vision.middle", "vision.last", "merger", "language.middle")
-ALIASES = {
-    "L": (LLAVA, FIVE),
-    "I": (("internvl", "internvl_chat"), FIVE),
-    "C": (("cogvlm2",), ("patch_embed", "vision.last", "merger", "language.middle")),
-}
-
-
-def depths(entry):
-    """(layers of the tower, the last of them that the projector reads, layers of the language model), from the registry or a folder's config.json."""
-    if "vision" in entry:
-        tower, language, read = entry["vision"][0], entry["language"][0], entry.get("read", -1)
-    elif entry["type"] in OWN_LAYOUT:
-        config = json.loads(Path(entry["path"], "config.json").read_text())
-        tower = config["vision_config"]["num_hidden_layers"]
-        language = config.get("llm_config", config)["num_hidden_layers"]
-        read = config.get("select_layer", -1)
-    else:
-        # a folder's config.json may leave out what is the library's default
-        from transformers import AutoConfig
-
-        config = attempt(lambda: AutoConfig.from_pretrained(entry["path"]), entry)
-        tower = config.vision_config.num_hidden_layers
-        language = config.text_config.num_hidden_layers
-        read = config.vision_feature_layer
-    read = read[-1] if isinstance(read, list) else read
-    return tower, read + tower if read < 0 else read - 1, language
-
-
-def resolve_aliases(names, entry):
-    """`--points` with the plan's names (L3, c2, ...) replaced by the model's point names, before it is loaded."""
-
-    def resolve(name):
-        letter, number = name[:1].upper(), name[1:]
-        if letter not in ALIASES or not number.isdigit():
-            return name
-        types, meant = ALIASES[letter]
-        if entry.get("type") not in types:
-            kind = f"{name} is a point of {', '.join(types)}, and {entry['name']} is of another type"
-            fail(f"{kind}; give its point names, or --points all")
-        if not 1 <= int(number) <= len(meant):
-            fail(f"{name} is no point: {', '.join(types)} have {letter}1 to {letter}{len(meant)}")
-        stack, _, place = meant[int(number) - 1].partition(".")
-        if not place:
-            return stack
-        tower, last, language = depths(entry)
-        if place != "last":
-            last = at_depth(tower if stack == "vision" else language, 0.5)
-        return f"{stack}.{last}"
-
-    return ",".join(resolve(name) for name in names.split(","))
-
-
-def family_of(model):
-    return FAMILIES[getattr(model.config, "model_type", "ltx_vae")]
-
-
-# ---------------------------------------------------------------- several questions about one image, which is computed once
-
-# causal, with words after the image
-ASKABLE = (*QWEN, *LLAVA, "internvl", "cogvlm2")
-ROWS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
-
-
-def image_rows(model, batch):
-    """Mask of the image's rows in the prompt, bool [sequences, rows]; includes a mosaic's newlines and CogVLM2's boi and eoi."""
-    if model.config.model_type == "cogvlm2":
-        return batch["token_type_ids"] == 1
-    places = [getattr(model.config, f"{kind}_token_id", None) for kind in ("image", "video")]
-    places = torch.tensor([p for p in places if p is not None], device=batch["input_ids"].device)
-    return torch.isin(batch["input_ids"], places)
-
-
-def up_to_the_image(model, batch):
-    """The inputs cut after the image, with an empty key-value cache; `behind` holds the ids of the words cut off."""
-    from transformers import DynamicCache
-
-    end = int(image_rows(model, batch)[0].nonzero()[-1]) + 1
-    more = {"behind": tuple(batch["input_ids"][0, end:].tolist())}
-    if model.config.model_type == "cogvlm2":
-        more["cache"] = [{} for _ in range(model.config.num_hidden_layers)]
-    else:
-        more |= {"past_key_values": DynamicCache(), "use_cache": True}
-    return {k: v[:, :end] if k in ROWS else v for k, v in batch.items()} | more
-
-
-def words_behind(model, processor, batch, question):
-    """Token ids after the image, with `question` in place of PROMPT."""
-
-    def tokens(words):
-        if model.config.model_type == "cogvlm2":
-            return processor(f"Question: {words} Answer:", add_special_tokens=False).input_ids
-        kind = "video" if "video_grid_thw" in batch else "image"
-        text = chat(processor, words, kind).rpartition(getattr(processor, f"{kind}_token"))[2]
-        return processor.tokenizer(text, add_special_tokens=False).input_ids
-
-    default, behind = tokens(PROMPT), batch["behind"]
-    first = behind[: len(behind) - len(default)]  # added by the processor: the end of an image
-    assert behind == (*first, *default), (behind, default)
-    return [*first, *tokens(question)]
-
-
-def positions_behind(model, given, words):
-    """Position ids of words [n, k] after the image, by the library's rules; under M-RoPE an image takes fewer positions than rows."""
-    if model.config.model_type == "cogvlm2":
-        from cogvlm2 import image_positions
-
-        first = image_positions(given["token_type_ids"])[:, -1:] + 1
-        return first + torch.arange(words.shape[1], device=words.device)
-    end = given["input_ids"].shape[1]
-    if not hasattr(model.model, "get_rope_index"):
-        return torch.arange(end, end + words.shape[1], device=words.device).expand(words.shape)
-    rows = {"mm_token_type_ids": 0, "attention_mask": 1}
-    rows = {name: torch.cat([given[name], torch.full_like(words, fill)], 1) for name, fill in rows.items()}
-    accepted = inspect.signature(model.model.get_rope_index).parameters
-    more = {name: given[name] for name in accepted if name in given and name not in ROWS}
-    return model.model.get_rope_index(torch.cat([given["input_ids"], words], 1), **rows, **more)[0][..., end:]
-
-
-# ---------------------------------------------------------------- points by name
-
-
-def at_depth(layers, part):
-    """The layer (0-based) at relative depth `part` of a stack."""
-    return round(layers * part) - 1
-
-
-def quarters(points):
-    """All points outside the stacks and of stacks of up to 8 layers; four depths of each deeper stack."""
-    chosen = []
-    for stack in ("vision", "scale", "encoder", "language"):
-        names = [p for p in points if p.startswith(f"{stack}.")]
-        chosen += names if len(names) <= 8 else [names[at_depth(len(names), q / 4)] for q in (1, 2, 3, 4)]
-    return [p for p in points if p in chosen or "." not in p]
+# ---------------------------------------------------------------- for every user of a family
 
 
 def on(batch, device, dtype):
     """The batch on the model's device and in its dtype, without our notes (plain numbers and tuples)."""
-    return {
-        k: v.to(device, dtype if v.is_floating_point() else None) if torch.is_tensor(v) else v
-        for k, v in batch.items()
-        if type(v) not in (int, tuple)
-    }
+    given = {}
+    for name, x in batch.items():
+        if torch.is_tensor(x):
+            given[name] = x.to(device, dtype if x.is_floating_point() else None)
+        elif type(x) not in (int, tuple):
+            given[name] = x
+    return given
 
 
 def whole_tokens(size, multiple, model):

@@ -6,22 +6,98 @@ map of --reduce.
 """
 
 import contextlib
+import json
 import math
 import os
 import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import torch
 from torch.nn import functional as F
 
+from checkpoints import attempt
 from common import FEATURES, POOLED, fail, save_pt
-from families import on, up_to_the_image, words_behind
-from media import foreground
-from models import stacked
-from streaming import states_at_questions, stream, wait_for
+from families import LLAVA, on
+from media import foreground, stacked
+from models import OWN_LAYOUT
+from streaming import states_at_questions, stream, up_to_the_image, wait_for, words_behind
 
 REDUCE = "foresight.reduce.v1"
+
+# ---------------------------------------------------------------- points by name
+
+
+def at_depth(layers, part):
+    """The layer (0-based) at relative depth `part` of a stack."""
+    return round(layers * part) - 1
+
+
+def quarters(points):
+    """All points outside the stacks and of stacks of up to 8 layers; four depths of each deeper stack."""
+    chosen = []
+    for stack in ("vision", "scale", "encoder", "language"):
+        names = [p for p in points if p.startswith(f"{stack}.")]
+        chosen += names if len(names) <= 8 else [names[at_depth(len(names), q / 4)] for q in (1, 2, 3, 4)]
+    return [p for p in points if p in chosen or "." not in p]
+
+
+# The plan's names of points: letter -> (model types, points 1, 2, ...). `last` is the last tower layer that
+# the projector reads.
+FIVE = ("patch_embed", "vision.middle", "vision.last", "merger", "language.middle")
+ALIASES = {
+    "L": (LLAVA, FIVE),
+    "I": (("internvl", "internvl_chat"), FIVE),
+    "C": (("cogvlm2",), ("patch_embed", "vision.last", "merger", "language.middle")),
+}
+
+
+def depths(entry):
+    """(layers of the tower, the last of them that the projector reads, layers of the language model), by the
+    registry or a folder's config.json."""
+    if "vision" in entry:
+        tower, language, read = entry["vision"][0], entry["language"][0], entry.get("read", -1)
+    elif entry["type"] in OWN_LAYOUT:
+        config = json.loads(Path(entry["path"], "config.json").read_text())
+        tower = config["vision_config"]["num_hidden_layers"]
+        language = config.get("llm_config", config)["num_hidden_layers"]
+        read = config.get("select_layer", -1)
+    else:
+        # a folder's config.json may leave out what is the library's default
+        from transformers import AutoConfig
+
+        config = attempt(lambda: AutoConfig.from_pretrained(entry["path"]), entry)
+        tower = config.vision_config.num_hidden_layers
+        language = config.text_config.num_hidden_layers
+        read = config.vision_feature_layer
+    read = read[-1] if isinstance(read, list) else read
+    return tower, read + tower if read < 0 else read - 1, language
+
+
+def resolve_aliases(names, entry):
+    """`--points` with the plan's names (L3, c2, ...) replaced by the model's, before it is loaded."""
+
+    def resolve(name):
+        letter, number = name[:1].upper(), name[1:]
+        if letter not in ALIASES or not number.isdigit():
+            return name
+        types, meant = ALIASES[letter]
+        if entry.get("type") not in types:
+            kind = f"{name} is a point of {', '.join(types)}, and {entry['name']} is of another type"
+            fail(f"{kind}; give its point names, or --points all")
+        if not 1 <= int(number) <= len(meant):
+            fail(f"{name} is no point: {', '.join(types)} have {letter}1 to {letter}{len(meant)}")
+        stack, _, place = meant[int(number) - 1].partition(".")
+        if not place:
+            return stack
+        tower, last, language = depths(entry)
+        if place != "last":
+            last = at_depth(tower if stack == "vision" else language, 0.5)
+        return f"{stack}.{last}"
+
+    return ",".join(resolve(name) for name in names.split(","))
+
 
 # ---------------------------------------------------------------- tokens stored as K numbers
 

@@ -21,7 +21,7 @@ boxes. A criterion is
 writes <model>-spatial.yaml, phase1-summary.md, final-recommendation.md and screen.yaml to --out.
 `significant` states whether the first model is better than each other one, or tied.
 
-Copy with it: cogvlm2.py, common.py, media.py, models.py, untrained.py, stats.py.
+Copy with it: cogvlm2.py, common.py, media.py, models.py, stats.py, checkpoints.py, models.yaml.
 """
 
 import json

@@ -181,6 +181,29 @@ def times_of(item):
     return times[item["shown"]] if "shown" in item else times
 
 
+def stacked(items, size=None):
+    """Frames of items, uint8 [n,T,H,W,3]; their seconds go with them as `times`, if the items state them."""
+    frames = torch.stack([frames_of(item, size) for item in items])
+    if all("times" in item for item in items):
+        frames.times = [times_of(item).tolist() for item in items]
+    return frames
+
+
+def part_of(frames, start, end):
+    """Clips start ... end - 1 of `frames`, with their `times`, which a slice alone would lose."""
+    part = frames[start:end]
+    if hasattr(frames, "times"):
+        part.times = frames.times[start:end]
+    return part
+
+
+def pace(times):
+    """The library's metadata of a clip with frames at `times` in seconds: the step is their mean distance."""
+    # closer than that, Qwen2.5-VL's steps of two frames would share one temporal position
+    step = max((times[-1] - times[0]) / (len(times) - 1), 0.25)
+    return {"fps": 1.0, "total_num_frames": len(times) * step, "frames_indices": list(times)}
+
+
 def grey_of(x):
     """Luma (BT.601) in [0, 1], fp32, of uint8 [..., 3]."""
     return x.float() @ torch.tensor([0.299, 0.587, 0.114]) / 255

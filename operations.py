@@ -24,8 +24,8 @@ operation. An answer without JSON counts as wrong; a missing time counts as 0. o
 
 operations.png shows the answers for each operation, and frames of clips of that pair.
 
-Copy with it: augment.py, cogvlm2.py, common.py, media.py, motion.py, models.py, untrained.py,
-stats.py, synthetic.py.
+Copy with it: answering.py, augment.py, checkpoints.py, cogvlm2.py, common.py, media.py, models.py,
+models.yaml, motion.py, stats.py, synthetic.py.
 """
 
 import csv
@@ -44,7 +44,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from answering import cached, check_asked, load_to_answer, precision_of
 from augment import preview
+from checkpoints import fingerprint, resolved_commit
 from common import (
     ANSWERS,
     Items,
@@ -62,8 +64,8 @@ from common import (
     split_of,
     subcommands,
 )
-from media import CHOICES, Unusable, choose_frames, open_image, read_frames, write_whole
-from models import FRAMES_AS, answers_to, cached, find_model, fingerprint, load_vlm, resolved_commit, stacked
+from media import CHOICES, Unusable, choose_frames, open_image, read_frames, stacked, write_whole
+from models import answers_to, find_model
 from motion import boundary_error, segmental_f1
 from stats import clusters, criterion, holm, mean_and_interval, paired_test, resampled, verdict, widened
 from synthetic import FRAMES_AT, JAPAN, NULL, OPERATIONS, draw_operations
@@ -548,9 +550,7 @@ def check_score(args):
         fail(f"{args.data} has no test clips; give a folder with more clips")
     for name in args.models:
         entry = find_model(name)
-        if entry.get("type") not in FRAMES_AS:
-            what = f"{name} is of type {entry.get('type')} and does not support several frames in a chat"
-            fail(f"--models: {what}; use a Qwen model, llava-onevision or internvl3-8b")
+        check_asked(entry, "--models")
         if entry["name"] in w.entries:
             fail(f"--models gives {entry['name']} twice; give each model once, the base first")
         w.entries[entry["name"]] = entry
@@ -603,10 +603,12 @@ def run_score(args, started):
     texts, costs = {}, {}
     for label, entry in w.entries.items():
         size = args.size or entry["clip"]
+        w.precision = precision_of(entry, device, dtype)
 
         def answer_all(entry=entry, size=size):
-            model, processor = load_vlm(entry, device, dtype)
-            most = max(len(processor.tokenizer(i["turns"][0][1]).input_ids) for i in w.items) + 32
+            model, processor = load_to_answer(entry, device, dtype)
+            encode = getattr(processor, "tokenizer", processor)
+            most = max(len(encode(i["turns"][0][1]).input_ids) for i in w.items) + 32
             return operation_answers(entry, model, processor, w.items, names, size, args.batch, most)
 
         turns = [i["turns"] for i in w.items]
@@ -670,7 +672,7 @@ def run_score(args, started):
     examples = {}
     for k, i in enumerate(w.items[:3]):
         examples[i["id"]] = {"truth": i["turns"][0][1]} | {name: rows[k] for name, rows in texts.items()}
-    where = {"device": f"{device.type} ({why})", "dtype": str(dtype)}
+    where = {"device": f"{device.type} ({why})", "dtype": w.precision}
     where["model_revision"] = resolved_commit(w.entries[main])
     result |= {
         "confused_most": " / ".join(pair["pair"]) if pair else None,
@@ -692,14 +694,12 @@ def run_score(args, started):
 
 
 def get_args(argv):
-    p, jobs = subcommands(
-        __doc__,
-        {
-            "draw": "a synthetic set in OpenPack's own layout",
-            "read": "clips of OpenPack, labelled with the operation at the end",
-            "score": "the answers of vision-language models",
-        },
-    )
+    about = {
+        "draw": "a synthetic set in OpenPack's own layout",
+        "read": "clips of OpenPack, labelled with the operation at the end",
+        "score": "the answers of vision-language models",
+    }
+    p, jobs = subcommands(__doc__, about)
     add = jobs["draw"].add_argument
     add("--n", type=int, default=4, help="sessions of each subject")
     add("--size", type=int, default=64, help="side in pixels")

@@ -23,8 +23,8 @@ over variants), by horizon and by quarter of motion. `predicts` lists the varian
 mean_future, nearest and the controls. `scaling` trains one variant on five sizes of the training set.
 Writes predict-latents.yaml, .png, .pt.
 
-Needs cogvlm2.py, common.py, media.py, metrics.py, models.py, motion.py, predictors.py, stats.py, training.py,
-untrained.py.
+Needs checkpoints.py, cogvlm2.py, common.py, ltx.py, media.py, metrics.py, models.py, models.yaml, motion.py,
+predictors.py, stats.py, training.py.
 """
 
 import math
@@ -38,6 +38,7 @@ import torch
 from tqdm import tqdm
 
 import common
+import ltx
 import metrics
 import models
 import motion
@@ -191,10 +192,10 @@ def load_truth(w):
     w.device, w.dtype, why = common.choose_device()
     w.run = {"device": f"{w.device.type} ({why})", "dtype": str(w.dtype), "ranks": training.ranks()[1]}
     print(f"device {w.run['device']}")
-    w.vae = models.flatten_stills(models.load_video_vae(w.vae_entry, w.device)[0]).requires_grad_(False)
+    w.vae = ltx.flatten_stills(models.load_video_vae(w.vae_entry, w.device)[0]).requires_grad_(False)
     size = w.args.size or w.vae_entry["clip"]
     w.frames = torch.stack([frames_of({"frames": i["frames"][: w.length]}, size) for i in w.items])
-    z = models.encode_generated_clips(w.vae, stills(w.frames))[:, 0]
+    z = ltx.encode_generated_clips(w.vae, stills(w.frames))[:, 0]
     w.z = z.unflatten(0, w.frames.shape[:2])
     w.present = w.z[:, w.args.past - 1]
     w.ahead = [w.args.past - 1 + h for h in w.horizons]  # numbers of the predicted frames
@@ -250,7 +251,7 @@ def baseline_predictions(w):
     latent = {
         "copy": w.present[test][:, None].expand_as(w.future[test]),
         "linear": w.present[test][:, None] + slope[:, None] * ahead.view(1, -1, 1, 1, 1),
-        "flow": models.encode_generated_clips(w.vae, stills(flow))[:, 0].unflatten(0, (n, -1)),
+        "flow": ltx.encode_generated_clips(w.vae, stills(flow))[:, 0].unflatten(0, (n, -1)),
         "mean_future": w.future[train].mean(0).expand_as(w.future[test]),
         "nearest": w.future[train[near]],
         "oracle": w.future[test],
@@ -279,7 +280,7 @@ def score(w, latent, pixels):
     for name, z in tqdm(latent.items(), desc="scored", unit="row"):
         scores = []
         for seed, x in enumerate(z):
-            decoded = models.decode_generated_clips(w.vae, x.flatten(0, 1)[:, None])[:, 0]
+            decoded = ltx.decode_generated_clips(w.vae, x.flatten(0, 1)[:, None])[:, 0]
             decoded = decoded.unflatten(0, x.shape[:2])
             scores.append(scores_of(decoded))
             shown[name] = shown[name] if seed else decoded

@@ -7,6 +7,8 @@ import torch
 from torch.nn import functional as F
 from tqdm import tqdm
 
+import ltx
+import media
 import metrics
 import models
 import stats
@@ -159,7 +161,7 @@ def tuned_model(w, rank):
 
     def inputs(items):
         past = [w.items[k] | {"shown": list(range(w.args.past))} for k in items]
-        batch = models.qwen_inputs(processor, models.stacked(past, size), "Describe the clip.")
+        batch = models.qwen_inputs(processor, media.stacked(past, size), "Describe the clip.")
         for k, v in batch.items():
             batch[k] = v.to(w.device, dtype if v.is_floating_point() else v.dtype)
         return dict(batch)
@@ -182,10 +184,8 @@ def pixel_loss_of(w):
     place = torch.zeros(len(w.items), dtype=torch.long).index_put((seen,), torch.arange(len(seen)))
     images = w.frames[seen][:, w.ahead].flatten(0, 1)
 
-    def decode(z):
-        return models.from_latents(w.vae, z[:, None])[:, :, 0]
-
-    return metrics.pixel_loss(decode, metrics.lpips_model(w.device)[0], images), place
+    decoder = functools.partial(ltx.images_of, w.vae)
+    return metrics.pixel_loss(decoder, metrics.lpips_model(w.device)[0], images), place
 
 
 def loss_function(w, variant, inputs):

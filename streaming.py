@@ -7,6 +7,7 @@ fit. `half_linears` keeps a model whose residual stream overflows fp16 in fp32, 
 
 import contextlib
 import functools
+import inspect
 import threading
 import types
 from concurrent.futures import ThreadPoolExecutor
@@ -15,8 +16,9 @@ import torch
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from families import positions_behind
-from models import fill
+from checkpoints import fill
+from families import LLAVA, PROMPT, QWEN, image_rows
+from models import chat
 
 # ---------------------------------------------------------------- one forward pass that stops early
 
@@ -36,9 +38,9 @@ def capturing(model, modules):
 
     def hook(point):
         def capture_output(module, args, output):
-            if point not in here.only:
+            if point not in here.remaining:  # the first output of a module that runs twice
                 return
-            here.seen[point] = (output[0] if isinstance(output, tuple) else output).clone()
+            here.seen[point] = (output if torch.is_tensor(output) else output[0]).clone()
             here.remaining.discard(point)
             if not here.remaining:
                 raise AllCaptured
@@ -48,7 +50,7 @@ def capturing(model, modules):
     @torch.inference_mode()
     def run(inputs, seen=None, only=modules):
         seen = {} if seen is None else seen
-        here.seen, here.only, here.remaining = seen, only, set(only)
+        here.seen, here.remaining = seen, set(only)
         try:
             with contextlib.suppress(AllCaptured):
                 model(**inputs)
@@ -367,6 +369,57 @@ def stream(network, forward, batches, budget, drain):
 
 
 # ---------------------------------------------------------------- several questions about one image
+
+# causal, with words after the image, and without recurrent layers (Qwen3.5)
+ASKABLE = (*QWEN[:4], *LLAVA, "internvl", "cogvlm2")
+ROWS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
+
+
+def up_to_the_image(model, batch):
+    """The inputs up to the image, with an empty key-value cache; `behind`: the ids of the words cut off."""
+    from transformers import DynamicCache
+
+    end = int(image_rows(model, batch)[0].nonzero()[-1]) + 1
+    more = {"behind": tuple(batch["input_ids"][0, end:].tolist())}
+    if model.config.model_type == "cogvlm2":
+        more["cache"] = [{} for _ in range(model.config.num_hidden_layers)]
+    else:
+        more |= {"past_key_values": DynamicCache(), "use_cache": True}
+    return {k: v[:, :end] if k in ROWS else v for k, v in batch.items()} | more
+
+
+def words_behind(model, processor, batch, question):
+    """Token ids after the image, with `question` in place of PROMPT."""
+
+    def tokens(words):
+        if model.config.model_type == "cogvlm2":
+            return processor(f"Question: {words} Answer:", add_special_tokens=False).input_ids
+        kind = "video" if "video_grid_thw" in batch else "image"
+        text = chat(processor, words, kind).rpartition(getattr(processor, f"{kind}_token"))[2]
+        return processor.tokenizer(text, add_special_tokens=False).input_ids
+
+    default, behind = tokens(PROMPT), batch["behind"]
+    first = behind[: len(behind) - len(default)]  # added by the processor: the end of an image
+    assert behind == (*first, *default), (behind, default)
+    return [*first, *tokens(question)]
+
+
+def positions_behind(model, given, words):
+    """Position ids of words [n, k] after the image, by the library's rules; under M-RoPE an image takes fewer
+    positions than rows."""
+    if model.config.model_type == "cogvlm2":
+        from cogvlm2 import image_positions
+
+        first = image_positions(given["token_type_ids"])[:, -1:] + 1
+        return first + torch.arange(words.shape[1], device=words.device)
+    end = given["input_ids"].shape[1]
+    if not hasattr(model.model, "get_rope_index"):
+        return torch.arange(end, end + words.shape[1], device=words.device).expand(words.shape)
+    rows = {"mm_token_type_ids": 0, "attention_mask": 1}
+    rows = {name: torch.cat([given[name], torch.full_like(words, value)], 1) for name, value in rows.items()}
+    accepted = inspect.signature(model.model.get_rope_index).parameters
+    more = {name: given[name] for name in accepted if name in given and name not in ROWS}
+    return model.model.get_rope_index(torch.cat([given["input_ids"], words], 1), **rows, **more)[0][..., end:]
 
 
 def states_at_questions(model, run, given, questions, points, dtype):

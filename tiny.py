@@ -10,15 +10,15 @@ results/tiny/tiny-<model>.yaml (loss curve; held-out quality beside its baseline
     semantic  Qwen2.5-VL              names colour and shape; neither place nor motion is in its loss
     vlm       Qwen2.5-VL              starts from `semantic`: also answers where objects are and, on clips, in which direction they move
     dinov2    Dinov2                  a masked image model with dense features
-    tracker   a video transformer     finds a named object in the frames of a clip; is it persistent? (`Tracker` in models.py)
+    tracker   a video transformer     finds a named object in the frames of a clip; is it persistent? (tracker.py)
     ltx       LTX-Video transformer   continues a clip from its first frame and a prompt with the direction, or from several frames
     words     Llama                   text only: answers from facts of an object given as text, and reports missing facts
     llava-next, internvl2, cogvlm2    LLaVA-NeXT (CLIP, no merging), InternVL (pixel shuffle) and CogVLM2 (visual expert), trained on names and places
 
 Only this file holds the small configurations; every other stage loads these folders as it loads a hub checkpoint.
 
-Copy with it: claims.py, cogvlm2.py, common.py, media.py, metrics.py, models.py, untrained.py, stats.py,
-synthetic.py, training.py, words.py.
+Copy with it: answering.py, checkpoints.py, claims.py, cogvlm2.py, common.py, ltx.py, media.py, models.py,
+models.yaml, synthetic.py, tracker.py.
 """
 
 import functools
@@ -33,6 +33,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
+from answering import answered, mean_answer_loss, word_prompt
 from claims import DESCRIBE_NAME, directions_of, metadata_text, naming, whereabouts
 from cogvlm2 import IMAGE_MEAN, IMAGE_STD, CogVLM2
 from common import (
@@ -47,8 +48,9 @@ from common import (
     save_yaml,
     split_of,
 )
+from ltx import flatten_stills
 from media import frames_of
-from models import LOADERS, Tracker, find_model, flatten_stills, greedy_tokens
+from models import LOADERS, find_model, greedy_tokens
 from synthetic import (
     COLOURS,
     DIRECTIONS,
@@ -61,7 +63,7 @@ from synthetic import (
     spans,
     spans_words,
 )
-from words import answered, mean_answer_loss, word_prompt
+from tracker import Tracker
 
 SAVE_EVERY = 200  # steps
 CLIP_RATE = {"fps": 2.0}  # as in extract.py
@@ -758,31 +760,30 @@ def cogvlm2(texts):
     """96 px, patches of 8 px, 2 x 2 of them convolved into one of 6 x 6 tokens; three language layers, each with its visual expert."""
     tokenizer = learned_tokenizer([*texts, COGVLM2_CHAT])
     token = tokenizer.convert_tokens_to_ids
-    model = CogVLM2(
-        {
-            "architectures": ["CogVLMForCausalLM"],
-            "vocab_size": len(tokenizer) + 1,
+    config = {
+        "architectures": ["CogVLMForCausalLM"],
+        "vocab_size": len(tokenizer) + 1,
+        "hidden_size": 128,
+        "intermediate_size": 256,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_multi_query_heads": 2,
+        "rms_norm_eps": 1e-5,
+        "bos_token_id": token("<|im_start|>"),
+        "eos_token_id": token("<|im_end|>"),
+        "vision_config": {
             "hidden_size": 128,
-            "intermediate_size": 256,
-            "num_hidden_layers": 3,
-            "num_attention_heads": 4,
-            "num_multi_query_heads": 2,
-            "rms_norm_eps": 1e-5,
-            "bos_token_id": token("<|im_start|>"),
-            "eos_token_id": token("<|im_end|>"),
-            "vision_config": {
-                "hidden_size": 128,
-                "intermediate_size": 384,
-                "num_heads": 4,
-                "num_hidden_layers": 4,
-                "num_positions": 145,
-                "patch_size": 8,
-                "image_size": 96,
-                "in_channels": 3,
-                "layer_norm_eps": 1e-6,
-            },
-        }
-    )
+            "intermediate_size": 384,
+            "num_heads": 4,
+            "num_hidden_layers": 4,
+            "num_positions": 145,
+            "patch_size": 8,
+            "image_size": 96,
+            "in_channels": 3,
+            "layer_norm_eps": 1e-6,
+        },
+    }
+    model = CogVLM2(config)
     for module in model.modules():
         if isinstance(module, (torch.nn.Linear, torch.nn.Embedding)):
             torch.nn.init.normal_(module.weight, std=0.06)
@@ -1581,19 +1582,16 @@ def train_tracker(args, device, folder, save):
     """First single frames, then, with the stem frozen, whole clips."""
     (frames, items), (held, held_items) = pool(args.trajectories, 48)
     truth = tracks_truth(items, args.seed)
-    model = TrackerWithHeads(
-        Tracker(
-            {
-                "colours": list(COLOURS),
-                "shapes": list(SHAPES),
-                "frames": frames.shape[1],
-                "image_size": 48,
-                "widths": [64, 128],
-                "layers": [2, 3],
-                "embedding": 512,
-            }
-        )
-    ).to(device)
+    config = {
+        "colours": list(COLOURS),
+        "shapes": list(SHAPES),
+        "frames": frames.shape[1],
+        "image_size": 48,
+        "widths": [64, 128],
+        "layers": [2, 3],
+        "embedding": 512,
+    }
+    model = TrackerWithHeads(Tracker(config)).to(device)
     train("glance", model, glance_loss(frames, truth, device), args.steps or 3000, 2e-3, args.seed, folder)
     model.tracker.stem.requires_grad_(False)
     loss_of = tracker_loss(frames, truth, device)

@@ -17,7 +17,8 @@ fp16 embedding [N,512], scores [N,32] (probability that it is visible in a frame
     attention_<how>_<what> how much more the output changes without the four frames of highest attention than without four others
                            (replaced by the clip's mean, or by their neighbours)
 
-Copy with it: claims.py, cogvlm2.py, common.py, media.py, motion.py, models.py, untrained.py, stats.py.
+Copy with it: claims.py, cogvlm2.py, common.py, media.py, models.py, motion.py, stats.py, tracker.py,
+checkpoints.py, models.yaml.
 """
 
 import time
@@ -41,9 +42,10 @@ from common import (
     split_of,
 )
 from media import frames_of
-from models import RATE, find_model, follow, load_tracker
+from models import RATE, find_model
 from motion import boundary_error, motion_energy, segmental_f1
 from stats import criterion, holm, mean_and_interval, paired_test, ratio
+from tracker import follow, load_tracker
 
 EARLIER = int(RATE)  # frames: a second
 DELETED = 4  # of 32 frames, to test whether the output depends on them

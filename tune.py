@@ -17,8 +17,8 @@ question. An adapter maps its 512 numbers to soft tokens; LoRA adapts the model.
 folder and soft.safetensors) and <out>/tune-words.yaml: the share of correct val answers, in all and by kind, beside the majority answer;
 `forgetting`: the cost of LoRA on questions about lists, without clips.
 
-Copy with it: augment.py, claims.py, cogvlm2.py, common.py, media.py, models.py, untrained.py, stats.py,
-training.py, words.py.
+Copy with it: answering.py, augment.py, checkpoints.py, claims.py, cogvlm2.py, common.py, media.py, models.py,
+models.yaml, stats.py, training.py.
 """
 
 import contextlib
@@ -39,7 +39,9 @@ import torch
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from answering import TUNABLE, Soft, answered, check_turns, mean_answer_loss, save_soft, word_prompt
 from augment import BOX_OR_POINT, image_of_turn, numbers_of
+from checkpoints import attempt, pin
 from claims import DESCRIBE_NAME, about, is_correct, load_tracks, named, naming, track_id
 from common import (
     Items,
@@ -59,8 +61,8 @@ from common import (
     split_indices,
     subcommands,
 )
-from media import fitted, frames_of, image_size, times_of
-from models import MODELS, attempt, auto_classes, find_model, load_language, load_vlm, pace, pin, processor_of
+from media import fitted, frames_of, image_size, pace, times_of
+from models import MODELS, auto_classes, find_model, load_language, load_vlm, processor_of
 from stats import criterion, mean_interval, paired_test
 from training import (
     add_training_flags,
@@ -72,7 +74,6 @@ from training import (
     train,
     training_settings,
 )
-from words import Soft, answered, mean_answer_loss, save_soft, word_prompt
 
 # ---------------------------------------------------------------- words: a language model reads a video model's embeddings
 
@@ -326,8 +327,6 @@ def run_words(w, started):
 
 # ---------------------------------------------------------------- train: a vision-language model on one's own images and clips
 
-# the families whose processor has a chat template
-TUNABLE = "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava", "llava_next", "llava_onevision", "internvl"
 PLACE = re.compile(r"<(image|video)>")
 # at most so many examples of test, and of --keep, are scored, drawn once; half as many of val after every epoch
 SCORED = 300
@@ -454,6 +453,7 @@ class ExampleEncoder:
         """(messages of these turns, boxes in the family's units; number of media of each question; sizes of all media)."""
         sizes, box_frames = self.sizes(item)
         turns = item["turns"][first:last]
+        check_turns(self.processor, turns, PLACE)
         if sizes:
             owners = [number or 0 for number in image_of_turn(item["turns"], len(sizes))[first:last]]
             scales = [SCALES.get(self.kind, (1000, 1000)) or size[1:] for size in sizes]
@@ -782,7 +782,7 @@ def check_train(args):
     check_writable(w.out / "tune.yaml")
     w.processor = processor_of(w.entry)
     if not getattr(w.processor, "chat_template", None):
-        fail(f"{w.entry['path']} has no chat template; give an instruct model")
+        fail(f"{w.entry['path']} has no chat template; fetch chat_template.jinja from its repository")
     pixels = [args.max_pixels or w.entry[k] ** 2 for k in ("size", "clip")]
     encoder = ExampleEncoder(w.processor, w.entry["type"], pixels)
     w.dataset = ExampleSet(args.data, encoder, args.max_tokens)

@@ -10,7 +10,8 @@ latents (--latents) or as answers of a model (--words). verify.yaml holds the AU
 of error and by horizon; the best verifier of each family is chosen on val. It also holds the risk-coverage curve, split-conformal
 acceptance, and the same for the video model's clips. verify.png shows planted clips.
 
-Needs claims.py, cogvlm2.py, common.py, media.py, metrics.py, motion.py, models.py, stats.py, untrained.py.
+Needs claims.py, cogvlm2.py, common.py, ltx.py, media.py, metrics.py, models.py, motion.py, stats.py,
+checkpoints.py, models.yaml.
 """
 
 import functools
@@ -25,6 +26,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from checkpoints import fingerprint
 from claims import directions_of, whereabouts
 from common import (
     FEATURES,
@@ -46,9 +48,10 @@ from common import (
     subcommands,
     write_items,
 )
+from ltx import decode_generated_clips, encode_generated_clips
 from media import grey_of
 from metrics import load_lpips, ssim
-from models import decode_generated_clips, encode_generated_clips, find_model, fingerprint, load_video_vae
+from models import find_model, load_video_vae
 from motion import BASELINES, HORIZONS, windows
 from stats import clusters, mean_interval, resampled, widened, with_bounds
 
@@ -270,25 +273,22 @@ def run_plant(args):
     for i in clips:
         for x in (i["frames"], *generated.get(i["id"], {}).values()):
             content.update(x.contiguous().numpy())
-    write_items(
-        out,
-        planted_items(),
-        {
-            "name": f"{data['name']}-planted",
-            "content": content.hexdigest()[:16],
-            "source_kind": "planted",
-            "data": data["data"],
-            "seed": args.seed,
-            "data_path": str(args.data),
-            "past": args.past,
-            "horizon": args.horizon,
-            "generated_clips_path": args.generated,
-            "vae": entry["name"],
-            "vae_weights": entry["weights"],
-            "conditioning": "right",
-            "left_out": left_out,
-        },
-    )
+    index = {
+        "name": f"{data['name']}-planted",
+        "content": content.hexdigest()[:16],
+        "source_kind": "planted",
+        "data": data["data"],
+        "seed": args.seed,
+        "data_path": str(args.data),
+        "past": args.past,
+        "horizon": args.horizon,
+        "generated_clips_path": args.generated,
+        "vae": entry["name"],
+        "vae_weights": entry["weights"],
+        "conditioning": "right",
+        "left_out": left_out,
+    }
+    write_items(out, planted_items(), index)
     result = {
         "stage": "plant",
         "clips": len(clips),
@@ -949,13 +949,11 @@ def draw_chart(w, path):
 
 
 def get_args(argv):
-    p, jobs = subcommands(
-        __doc__,
-        {
-            "plant": "write predictions of known correctness, as a data folder",
-            "score": "how well do verifiers separate right from wrong predictions?",
-        },
-    )
+    about = {
+        "plant": "write predictions of known correctness, as a data folder",
+        "score": "how well do verifiers separate right from wrong predictions?",
+    }
+    p, jobs = subcommands(__doc__, about)
     add = jobs["plant"].add_argument
     add("--data", required=True, help="the clips")
     add("--vae", default="tiny-vae", help="the autoencoder of all planted clips")

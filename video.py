@@ -26,7 +26,8 @@ clip's first window and selects one without the outcome: by agreement, continuit
 Each writes video-<job>.yaml, .png, and video-<job>-parts/ (cached clips: a second run generates only what is missing). coherence
 and continue write generated/ (a data folder of the generated clips). `animate` writes out.mp4 (H.264), out.gif and out.yaml.
 
-Needs claims.py, cogvlm2.py, common.py, media.py, metrics.py, motion.py, models.py, stats.py, untrained.py.
+Needs claims.py, cogvlm2.py, common.py, ltx.py, media.py, metrics.py, models.py, motion.py, stats.py,
+checkpoints.py, models.yaml.
 """
 
 import fractions
@@ -41,6 +42,7 @@ import torch
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from checkpoints import fingerprint, seeded
 from claims import followed, moving_objects
 from common import (
     RESULT,
@@ -65,21 +67,19 @@ from common import (
     subcommands,
     write_items,
 )
-from media import frames_of, open_image
-from metrics import evaluator_tokens
-from models import (
+from ltx import (
     DECODE_NOISE,
     DECODE_STEP,
     autoencoder_of,
     check_shape,
     decode_generated_clips,
     encode_generated_clips,
-    find_model,
-    fingerprint,
     geometry,
-    load_encoder,
     load_video_pipeline,
 )
+from media import frames_of, open_image
+from metrics import evaluator_tokens
+from models import find_model, load_encoder
 from motion import (
     BASELINES,
     HORIZONS,
@@ -97,7 +97,6 @@ from motion import (
     windows,
 )
 from stats import adjusted, averaged, clusters, criterion, gain_columns, gain_of, holm, paired_test, ratio
-from untrained import seeded
 
 # ---------------------------------------------------------------- measures of what comes next
 

@@ -32,6 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import published
 
+import checkpoints
 import common
 import extract
 import families
@@ -188,14 +189,14 @@ def offloaded(network):
     for path, names in network.names.items():
         model.get_submodule(path).__dict__.pop("forward", None)
         at_hand |= set() if path in network.layers else set(names)
-    models.fill(model, weights, sorted(at_hand), network.device)
+    checkpoints.fill(model, weights, sorted(at_hand), network.device)
     names = [name for name in in_layers if name not in at_hand]
     count = collections.Counter(weights.where[name][:2] for name in names)
     index = {}
     for name in names:
         file, key, _ = weights.where[name]
         if count[file, key] == 1:
-            file = str(models.hub_file(weights.entry, file))
+            file = str(checkpoints.hub_file(weights.entry, file))
             dtype = str(weights.like[name].dtype).removeprefix("torch.")
             index[name] = {"safetensors_file": file, "weight_name": key, "dtype": dtype}
     given = {"offload_index": index, "state_dict": Parts(weights, set(names) - set(index))}
@@ -299,7 +300,7 @@ def questions(count=8, tokens=512, words=24):
     with streaming.capturing(model, points) as run:
 
         def ours():
-            image = families.up_to_the_image(model, inputs(text=()))
+            image = streaming.up_to_the_image(model, inputs(text=()))
             end = list(image.pop("behind"))
             run(image)
             rows = [end + question for question in ids]

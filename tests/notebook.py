@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from common import HERE, check_writable, save_text
 
 # tiny.py trains the models that SMALL fetches
-FILES = [*sorted(p.name for p in HERE.glob("*.py") if p.name != "tiny.py"), "Makefile", "requirements.txt"]
+FILES = [p.name for p in sorted(HERE.glob("[a-z]*.[pty]*")) if p.stem not in ("tiny", "ruff")] + ["Makefile"]
 # package: its module, where the name is another
 MODULES = {"pillow": "PIL", "scikit-image": "skimage", "scikit-learn": "sklearn", "pyyaml": "yaml"}
 

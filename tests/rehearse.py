@@ -36,6 +36,7 @@ import cost
 import families
 import models
 import streaming
+from features import quarters
 
 # run: its checkpoints by variable of the Makefile, other variables, and the file that make makes
 FEATURES = "results/{MODEL}/shapes-n{N}/features/index.yaml"
@@ -69,7 +70,7 @@ def flops(folder, frames):
         zeros = {name: torch.zeros(1).expand(x.shape) for name, x in weights.like.items()}
         model.load_state_dict(zeros, strict=False, assign=True)
     inputs_of, points, *_ = families.family_of(model)(model, processor)
-    modules = {point: points[point][0] for point in families.quarters(points)}
+    modules = {point: points[point][0] for point in quarters(points)}
     runner = streaming.latents_of(model) if entry["kind"] == "vae" else streaming.capturing(model, modules)
     batch = families.on(inputs_of(frames), torch.device("cpu"), torch.float32)
     with runner as run, NothingComputed(), FlopCounterMode(display=False) as counter:

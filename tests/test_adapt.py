@@ -13,6 +13,7 @@ from helpers import adapter_world, changed, plant_features, random_autoencoder
 import adapt
 import adapters
 import data
+import ltx
 import metrics
 import training
 from common import HERE, RESULT, load_features, load_items, load_pt, load_yaml, save_yaml, split_indices
@@ -69,7 +70,7 @@ def test_the_pixel_loss_is_lpips_and_a_tenth_of_l2_of_the_decoded_image():
     torch.manual_seed(0)
     vae, lpips = random_autoencoder(patch_size=8, scaling=(False,)).eval(), metrics.lpips_model()[0]
     images = torch.randint(0, 256, (6, 64, 64, 3)).byte()
-    decode = functools.partial(adapters.images_from, vae)
+    decode = functools.partial(ltx.images_of, vae)
     z, items = torch.randn(3, 8, 8, 4, requires_grad=True), torch.tensor([4, 0, 2])
     loss = metrics.pixel_loss(decode, lpips, images)(z, items)
     x, target = decode(z), metrics.to_floats(images[items])

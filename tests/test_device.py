@@ -19,12 +19,12 @@ from test_tune import embedded, item
 from test_verify import clips, planted_clips, write_planted
 
 import adapt
+import answering
 import common
 import data
 import extract
 import models
 import tune
-import words
 
 HOWS = ["pretended", pytest.param("gpu", marks=pytest.mark.gpu)]
 HOWS += [pytest.param(half, marks=pytest.mark.slow) for half in ("bfloat16", "float16")]
@@ -169,7 +169,7 @@ def test_every_stage_runs(stage, how, made, tmp_path, monkeypatch):
     monkeypatch.setattr(adapt, "REFERENCE_WIDTH", 200)  # smaller adapters, and fewer
     monkeypatch.setattr(adapt, "LADDER", (5, 10, 100))
     monkeypatch.setattr(tune, "LISTS", 2)
-    monkeypatch.setattr(tune, "answered", functools.partial(words.answered, most=4))
+    monkeypatch.setattr(tune, "answered", functools.partial(answering.answered, most=4))
     script, *job = stage.split()
     write, line = STAGES[stage]
     folder, out = made(write), tmp_path / ("out.pt" if stage in ("track", "explain ask") else "out.yaml")

@@ -486,7 +486,7 @@ def test_the_list_imports_no_heavy_library_and_says_what_it_derives():
 def test_a_checkpoint_is_compared_with_its_library(small_vlm, small_cogvlm2, capsys, monkeypatch):
     ask = ["--check", "--size", "80", "--model", str(small_vlm)]
     assert set(extract.main(ask).values()) == {"PASS"}
-    assert "PASS  hidden_states: 2 layers" in capsys.readouterr().out
+    assert "PASS  hidden_states: 4 layers" in capsys.readouterr().out
     assert "hidden_states" not in extract.main([*ask, "--stream"])
     extract.main(["--check", "--size", "56", "--model", str(small_cogvlm2)])
     run_once = check.run_once

@@ -1,13 +1,24 @@
 """Features are the library's own hidden states, in raster order at the right place, time step and item."""
 
+import copy
 import functools
+import shutil
 
+import helpers_classes as classes
+import huggingface_hub
 import pytest
 import torch
+from helpers import random_language_model
 from transformers import AutoProcessor, DynamicCache
+from transformers.models.smolvlm import processing_smolvlm
 
+import check
+import cost
+import extract
 import families
 import streaming
+from common import write_items
+from features import quarters, resolve_aliases
 from models import LOADERS, MODELS, find_model, greedy_tokens
 
 SIDES = {"small_vlm": 80, "small_qwen2vl": 64, "small_qwen3vl": 64, "small_cogvlm2": 56, "small_vae": 32}
@@ -53,7 +64,7 @@ def features(loaded, frames):
     """{point: [n,t,h,w,D] fp32} of uint8 frames [n,T,H,W,3], and the inputs of the model."""
     model, inputs_of, points, _ = loaded
     batch = inputs_of(frames)
-    given = {k: v for k, v in batch.items() if type(v) is not int}
+    given = families.on(batch, torch.device("cpu"), torch.float32)
     if "sample" in given:  # an autoencoder
         with streaming.latents_of(model) as run:
             seen = run(given)
@@ -230,9 +241,162 @@ def test_the_plans_names_are_the_same_points_of_a_registry_entry_or_a_folder(req
     entry = find_model(which if which in MODELS else str(folder_of(request, which)))
     letter = which.removeprefix("small_")[0].upper()
     names = ",".join(f"{letter}{k + 1}" for k in range(PLAN[which].count(",") + 1))
-    assert families.resolve_aliases(names, entry) == PLAN[which]
+    assert resolve_aliases(names, entry) == PLAN[which]
 
 
 def test_quarters_are_four_depths_of_a_deep_stack():
     points = ["patch_embed", *(f"vision.{i}" for i in range(12)), *(f"language.{i}" for i in range(8))]
-    assert families.quarters(points) == ["patch_embed", *(f"vision.{i}" for i in (2, 5, 8, 11)), *points[13:]]
+    assert quarters(points) == ["patch_embed", *(f"vision.{i}" for i in (2, 5, 8, 11)), *points[13:]]
+
+
+# ---------------------------------------------------------------- classes without a row of their own
+
+
+@pytest.fixture(scope="session")
+def of_class(tmp_path_factory):
+    """call(name): the folder of a checkpoint of tests/classes.py."""
+    made, folder = {}, tmp_path_factory.mktemp("classes")
+    processing_smolvlm.num2words = processing_smolvlm.num2words or str  # a package that only its videos need
+
+    def call(name):
+        made[name] = made.get(name) or classes.write(name, folder / name)
+        return made[name]
+
+    return call
+
+
+def side_of(which):
+    return 256 if which == "detr" else 48
+
+
+@pytest.mark.parametrize("which", [*classes.VLMS, *classes.ENCODERS])
+def test_any_class_is_read_as_its_library_reads_it_and_sees_patches_where_they_are(of_class, which, capsys):
+    folder, side = of_class(which), side_of(which)
+    found = extract.main(["--check", "--model", str(folder), "--size", str(side)])
+    layers = {"detr": 2}.get(which, 4 if which in classes.VLMS else 2)
+    assert f"PASS  hidden_states: {layers} layers" in capsys.readouterr().out
+    assert set(found.values()) == {"PASS"} and {"load", "features", "finite"} < set(found)
+    assert ("patches" in found) == (which != "idefics2")
+    found, _ = features(load(folder), noise(1, side))
+    stacks = dict.fromkeys(point.partition(".")[0] for point in found)
+    expected = ["patch_embed", "vision", *(["merger", "language"] if which in classes.VLMS else [])]
+    expected += ["encoder"] if which == "detr" else []
+    assert [stack for stack in stacks if stack != "deepstack"] == expected
+    assert sum(point.startswith("vision.") for point in found) == (4 if which == "detr" else 3)
+
+
+def test_every_type_whose_order_is_taken_as_proved_is_in_these_tests(request, of_class):
+    folders = [of_class(which) for which in classes.VLMS | classes.ENCODERS if which != "idefics2"]
+    folders += [folder_of(request, which) for which in SIDES]
+    types = {find_model(str(folder))["type"] for folder in folders} - {"AutoencoderKLLTXVideo"}
+    assert types | {"ltx_vae"} == families.PROVED
+
+
+@pytest.mark.parametrize("which", [w for w in classes.VLMS | classes.ENCODERS if w != "idefics2"])
+def test_sizes_that_are_priced_are_those_of_the_features(of_class, which):
+    folder, side = of_class(which), side_of(which)
+    found, _ = features(load(folder), noise(1, side))
+    predicted = cost.shapes(find_model(str(folder)), list(found), side)
+    shapes = {point: (*x.shape[1:],) for point, x in found.items()}
+    del predicted["pixels"]
+    assert predicted == (shapes if which != "detr" else predicted | {"encoder.2": (1, 8, 8, 32)})
+
+
+@pytest.mark.parametrize("flags", [[], ["--stream", "--batch", "2"]])
+def test_tokens_whose_order_is_not_proved_are_stored_without_a_grid(
+    of_class, tmp_path, flags, capsys, monkeypatch
+):
+    items = [
+        {"id": f"i{k}", "source": f"i{k}", "frames": x, "width": 48, "height": 48}
+        for k, x in enumerate(noise(5, 48))
+    ]
+    write_items(tmp_path / "data", items, {"data": "synthetic", "name": "noise"})
+    ask = [
+        "--data",
+        str(tmp_path / "data"),
+        "--size",
+        "48",
+        "--points",
+        "all",
+        "--out",
+        str(tmp_path / "features"),
+    ]
+    points = extract.main([*ask, "--model", str(of_class("idefics2")), *flags])["points"]
+    assert "merger: 0." in capsys.readouterr().out
+    flat = {name for name, row in points.items() if row.get("grid") is False}
+    assert flat == {"merger", "language.0", "language.1", "language.2"}
+    assert points["merger"]["shape"] == [1, 1, 16, 32] and points["vision.2"]["shape"] == [1, 6, 6, 32]
+    assert points["pixels"]["shape"][:3] == [1, 6, 6]
+    monkeypatch.setattr(check, "PROVED", ())
+    more = ["--model", str(of_class("gemma3")), "--points", "vision.2,merger,language.2", "--overwrite"]
+    points = extract.main([*ask, *more, *flags])["points"]
+    assert not any("grid" in row for row in points.values()) and points["merger"]["shape"] == [1, 3, 3, 32]
+
+
+def test_a_class_is_found_by_its_name_on_the_hub_although_the_registry_lacks_it(
+    of_class, tmp_path, monkeypatch
+):
+    repository = tmp_path / "models--some--gemma"
+    shutil.copytree(of_class("gemma3"), repository / "snapshots" / "c0ffee")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("c0ffee")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    entry = find_model("some/gemma")
+    assert (entry["kind"], entry["type"], entry["size"]) == ("vlm", "gemma3", 48)
+    monkeypatch.setattr(check, "ask", lambda *args: None)  # its answers are random
+    assert set(extract.main(["--check", "--model", "some/gemma"]).values()) == {"PASS"}
+
+
+@pytest.mark.parametrize("model_type", ["vit_mae", "siglip2", "phi4_multimodal"])
+def test_a_class_that_cannot_be_served_is_refused_with_the_reason(model_type, tmp_path, refused):
+    (tmp_path / "config.json").write_text(f'{{"model_type": "{model_type}", "image_size": 48}}')
+    reasons = {
+        "vit_mae": "masks most patches",
+        "siglip2": "NaFlex",
+        "phi4_multimodal": "no image-to-text class",
+    }
+    refused(lambda: find_model(str(tmp_path)), model_type, reasons[model_type], "use ")
+
+
+def test_the_inputs_leave_the_configuration_as_it_was_and_native_inputs_run_beside_them(small_llavas):
+    model, inputs_of, points, _ = load(small_llavas["llava_next"])
+    before = copy.deepcopy(model.config.to_dict())
+    processor = AutoProcessor.from_pretrained(small_llavas["llava_next"])
+    image = noise(1, 96)
+    native = processor(images=[image[0, 0].permute(2, 0, 1)], text="<image> where?", return_tensors="pt")
+    with torch.inference_mode():
+        expected = model(**native).logits
+        for side in (48, 96, 144):
+            features((model, inputs_of, points, None), noise(1, side))
+            assert model.config.to_dict() == before
+            assert torch.equal(model(**native).logits, expected)
+
+
+def test_an_image_of_the_towers_side_is_computed_once(small_llavas):
+    """The whole image comes first, so in a causal model the tiles behind it change none of its rows."""
+    loaded = load(small_llavas["llava_next"])
+    found, given = features(loaded, noise(2, 48))
+    assert given["pixel_values"].shape == (2, 1, 3, 48, 48)
+    twice = given["pixel_values"].expand(2, 3, 3, 48, 48), torch.tensor([[48, 96]] * 2)
+    place = given["input_ids"] == loaded[0].config.image_token_id
+    start, end = place[0].nonzero()[[0, -1], 0].tolist()
+    rows = torch.full((2, 36 + 6 * 13), loaded[0].config.image_token_id)
+    ids = torch.cat([given["input_ids"][:, :start], rows, given["input_ids"][:, end + 1 :]], 1)
+    more = {"pixel_values": twice[0], "image_sizes": twice[1], "attention_mask": torch.ones_like(ids)}
+    with torch.inference_mode():
+        hidden = loaded[0](input_ids=ids, **more, output_hidden_states=True).hidden_states
+    same(found["language.0"], hidden[1][:, start : start + 36])
+
+
+def test_text_models_of_any_causal_class_are_loaded(tmp_path):
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    _, tokenizer = random_language_model(None, 0)
+    GPT2LMHeadModel(GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=len(tokenizer))).save_pretrained(
+        tmp_path
+    )
+    tokenizer.save_pretrained(tmp_path)
+    entry = find_model(str(tmp_path))
+    assert entry["kind"] == "language" and "size" not in entry
+    model, _ = LOADERS["language"](entry)
+    assert type(model) is GPT2LMHeadModel

@@ -17,7 +17,7 @@ from media import choose_frames
 
 def test_a_processor_is_told_the_seconds_between_the_frames_that_are_shown():
     def told(**item):
-        frames = models.stacked([item, item], 56)
+        frames = media.stacked([item, item], 56)
         processor = models.processor_of(models.find_model("tiny"))
         return models.qwen_inputs(processor, frames, "Where?")["second_per_grid_ts"].tolist()
 
@@ -30,6 +30,14 @@ def test_a_processor_is_told_the_seconds_between_the_frames_that_are_shown():
         0.5,
         1,
     ]
+
+
+def test_a_part_of_a_batch_keeps_its_times():
+    frames = torch.zeros(2, 8, 8, 3, dtype=torch.uint8)
+    clips = media.stacked([{"frames": frames, "times": [0, k]} for k in (1, 2, 3)])
+    part = media.part_of(clips, 1, 3)
+    assert len(part) == 2 and part.times == [[0, 2], [0, 3]]
+    assert not hasattr(media.part_of(media.stacked([{"frames": frames}] * 3), 0, 2), "times")
 
 
 def disc(start, end, length=60, flicker=0, noise=0):

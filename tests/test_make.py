@@ -13,6 +13,7 @@ import pytest
 HERE = Path(__file__).resolve().parent.parent
 FAKE = """#!/bin/sh
 echo "$@" >> log
+if [ "$1" = -m ] && [ -e refused ]; then exit 2; fi
 job=$2
 while [ $# -gt 0 ]; do
   if [ "$1" = --out ] || [ "$1" = --choose ]; then out=$2; fi
@@ -49,10 +50,16 @@ def make(tmp_path):
         run.says = done.stdout + done.stderr
         assert done.returncode == status, run.says
         ran = (tmp_path / "log").read_text().splitlines()
-        return [c for c in ran if not c.startswith(("gate.py show", "report.py"))]
+        return [c for c in ran if not c.startswith(("gate.py show", "report.py", "-m answering"))]
 
     run.folder = tmp_path
     return run
+
+
+def test_what_a_model_cannot_do_is_refused_before_anything_is_made(make):
+    touch(make, "refused")
+    assert make("-j2", "gate3", "tune", "MODEL=other", "SEES=tiny", status=2) == []
+    assert (make.folder / "log").read_text().splitlines() == ["-m answering gate3 tune other tiny"]
 
 
 def scripts(commands):
@@ -68,6 +75,7 @@ def would(make, *arguments):
     """The commands that `make -n` prints."""
     make("-n", *arguments)
     lines = re.findall(rf"^{re.escape(str(make.folder))}/python (.*)$", make.says, re.M)
+    lines = [line for line in lines if not line.startswith("-m answering")]
     return [line.replace(">/dev/null", "").replace('"', "").rstrip() for line in lines]
 
 

@@ -78,7 +78,11 @@ def test_in_an_empty_folder_the_cells_write_every_script_and_start_the_gate(made
             common.save_yaml("results/tiny/shapes/gate1.yaml", {"verdict": "STOP", "headline": "nothing"})
         printed.append(execute(source, space))
     written = {p.name for p in tmp_path.iterdir() if p.is_file()}
-    assert written == {f"{s}.py" for s in [*STAGES, *MODULES]} | {"Makefile", "requirements.txt"}
+    assert written == {f"{s}.py" for s in [*STAGES, *MODULES]} | {
+        "Makefile",
+        "models.yaml",
+        "requirements.txt",
+    }
     assert all((tmp_path / name).read_bytes() == (HERE / name).read_bytes() for name in written)
     stages = [f"{s}.py" for s in ("data", "extract", "probe", "align", "adapt")]
     assert all(stage in printed[-2] for stage in [*stages, "gate.py evaluate 1"])

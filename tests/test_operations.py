@@ -200,7 +200,7 @@ def score(monkeypatch, made_up, tmp_path):
             method, rng = METHODS[methods[entry["name"] != "tiny"]], np.random.default_rng(len(entry["name"]))
             return [method(i, rng) for i in items]
 
-        monkeypatch.setattr(operations, "load_vlm", load)
+        monkeypatch.setattr(operations, "load_to_answer", load)
         monkeypatch.setattr(operations, "operation_answers", answers)
         out = f"--data {made_up[1]} --models tiny tiny-semantic --out {tmp_path}/operations.yaml"
         return operations.main(["score", *out.split()])

@@ -111,9 +111,7 @@ def test_baselines_read_the_past_and_train_clips(monkeypatch):
     w = SimpleNamespace(args=SimpleNamespace(past=PAST), split=split, z=z, horizons=[1, 2], length=PAST + 2)
     w.present, w.future, w.vae, w.ahead = now, future, None, [PAST, PAST + 1]
     w.frames = torch.randint(0, 256, (n, PAST + 2, 16, 16, 3), generator=g).byte()
-    monkeypatch.setattr(
-        predict.models, "encode_generated_clips", lambda vae, x: torch.zeros(len(x), 1, 2, 2, 3)
-    )
+    monkeypatch.setattr(predict.ltx, "encode_generated_clips", lambda vae, x: torch.zeros(len(x), 1, 2, 2, 3))
     latent, pixels = predict.baseline_predictions(w)
     assert torch.equal(latent["copy"][0, :, 1], now[8:]) and torch.equal(latent["oracle"][0], future[8:])
     assert torch.equal(latent["nearest"][0, 0], future[3])

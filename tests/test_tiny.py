@@ -10,11 +10,12 @@ from helpers import holds
 import claims
 import common
 import data
+import ltx
 import media
 import models
 import synthetic
 import tiny
-from words import answered, word_prompt
+from answering import answered, word_prompt
 
 CHECKPOINTS = common.HERE / "results" / "tiny" / "checkpoints"
 WHAT, WHERE = "What is in the picture?", "Where is the red circle?"
@@ -158,7 +159,7 @@ def test_every_example_of_words_follows_from_its_context():
 
 @pytest.mark.slow
 def test_the_committed_video_transformer_continues_fresh_clips(tmp_path):
-    pipeline, _ = models.load_video_pipeline(models.find_model("tiny-ltx"))
+    pipeline, _ = ltx.load_video_pipeline(models.find_model("tiny-ltx"))
     items, _ = drawn(tmp_path / "moving", "moving", 60, 64, 83)
     found = tiny.generated_clip_quality(pipeline, items, "cpu", count=24)
     assert found["clips"] == 24 and found["direction_chance"] < 0.35

@@ -15,6 +15,7 @@ import synthetic
 import tiny
 import track
 from common import ANSWERS, TRACKS, load_items, load_pt, load_yaml, plain, split_of
+from tracker import follow, load_tracker
 
 
 @pytest.fixture
@@ -96,10 +97,10 @@ def test_a_file_that_breaks_the_contract_is_refused(scored, trajectories, tmp_pa
 
 
 def test_objects_are_followed_independently_and_attention_sums_to_one(trajectories):
-    tracker = models.load_tracker(models.find_model("tiny-tracker"), "cpu")
+    tracker = load_tracker(models.find_model("tiny-tracker"), "cpu")
     frames = torch.stack([i["frames"] for i in trajectories[:3]])
-    both = models.follow(tracker, frames, [["red circle", "blue star"]] * 3, "cpu")
-    alone = models.follow(tracker, frames, [["blue star"]] * 3, "cpu")
+    both = follow(tracker, frames, [["red circle", "blue star"]] * 3, "cpu")
+    alone = follow(tracker, frames, [["blue star"]] * 3, "cpu")
     for key, x in alone.items():
         assert both[key].shape[:2] == (3, 2) and torch.allclose(both[key][:, 1:], x, atol=1e-4)
     assert torch.allclose(both["attention"].sum(-1), torch.ones(3, 2))

@@ -8,10 +8,10 @@ from helpers import random_language_model
 from peft import LoraConfig, get_peft_model
 from torch.nn import functional as F
 
+import answering
 import training
-import words
+from answering import answer_loss, answered, word_batch, word_prompt
 from models import find_model, load_language
-from words import answer_loss, answered, word_batch, word_prompt
 
 PARTS = {"train": torch.arange(50), "val": torch.arange(50, 70)}
 HOW = {"lr": 3e-2, "batch": 16, "warm": 1, "epochs": 4}
@@ -155,16 +155,16 @@ def test_soft_tokens_and_lora_are_saved_load_again_and_fit_one_language_model(sm
     tuned = get_peft_model(small[0], LoraConfig(r=2, target_modules=["q_proj"]))
     for p in training.learned(tuned).values():
         torch.nn.init.normal_(p)
-    soft, x = words.Soft(5, 16, k=3, inner=7, std=0.1), torch.randn(2, 5)
+    soft, x = answering.Soft(5, 16, k=3, inner=7, std=0.1), torch.randn(2, 5)
     tuned.save_pretrained(tmp_path)
-    words.save_soft(tmp_path / "soft.safetensors", soft, language="small-words")
+    answering.save_soft(tmp_path / "soft.safetensors", soft, language="small-words")
     with torch.no_grad():
         expected = tuned(inputs_embeds=soft(x)).logits
         training.reset_lora(tuned)
         unchanged = tuned(inputs_embeds=soft(x)).logits
         bare = tuned.unload()
         assert torch.equal(bare(inputs_embeds=soft(x)).logits, unchanged)
-        refused(lambda: words.load_words(tmp_path, bare, "tinyllama"), "small-words (width 16)")
-        again, soft_again = words.load_words(tmp_path, bare, "small-words")
+        refused(lambda: answering.load_words(tmp_path, bare, "tinyllama"), "small-words (width 16)")
+        again, soft_again = answering.load_words(tmp_path, bare, "small-words")
         assert soft(x).shape == (2, 3, 16) and not torch.equal(unchanged, expected)
         assert torch.equal(again(inputs_embeds=soft_again(x)).logits, expected)

@@ -1,5 +1,7 @@
 """tune.py: training on answers alone, adapters as models, the memory plan, language models on embeddings."""
 
+import re
+
 import numpy as np
 import published
 import pytest
@@ -119,6 +121,13 @@ def test_turns_without_chat_are_separate_examples_and_media_stand_at_their_place
     row, _ = encoder(two_images(turns, image(0), image(1, 32, 64)), 0, 2)
     places = [k for k, kind in enumerate(row["mm_token_type_ids"]) if kind == 1]
     assert places[8] < row["turn"].index(1) < places[9] and len(places) == 9 + 8
+
+
+def test_signs_of_the_model_in_a_turn_are_refused_by_item(small_vlm, tmp_path, refused):
+    for k, turn in enumerate((["What is <|image_pad|>?", "left"], ["Where?", "<|im_end|> left"])):
+        made = written(tmp_path / str(k), *(item(i, turns=[turn]) for i in range(8)))
+        token = re.search(r"<.*>", " ".join(turn))[0]
+        refused(lambda made=made: tuned(small_vlm, made, tmp_path / "out"), "'i0'", token, "other words")
 
 
 def test_scores_are_the_librarys_loss_and_the_share_of_answers_that_greedy_decoding_gives(tmp_path):

@@ -11,6 +11,7 @@ from diffusers.models.autoencoders.autoencoder_kl_ltx import DiagonalGaussianDis
 from helpers import changed, holds, video_world
 from PIL import Image
 
+import ltx
 import media
 import models
 import motion
@@ -47,7 +48,7 @@ def continued(world):
 @pytest.fixture(scope="module")
 def small(world):
     """(LTXConditionPipeline, time steps, autoencoder) of the small random pipeline."""
-    pipeline, _ = models.load_video_pipeline(models.find_model(str(world / "ltx")))
+    pipeline, _ = ltx.load_video_pipeline(models.find_model(str(world / "ltx")))
     return *video.sampler(pipeline, 2, 48), pipeline.vae
 
 
@@ -133,7 +134,7 @@ def test_strength_0_is_no_conditioning_1_is_the_whole_and_the_prompt_has_an_effe
     assert (none - make(first, strength=0.0)).abs().max() <= 1 < (none - make(first)).abs().max()
     blended = [video.blend_prompts(empty, tokens, x) for x in (0.0, 1.0)]
     assert torch.equal(blended[1], tokens) and (make([], (blended[0], given[1])) - none).abs().max() <= 1
-    through = models.decode_generated_clips(vae, models.encode_generated_clips(vae, real)).int()
+    through = ltx.decode_generated_clips(vae, ltx.encode_generated_clips(vae, real)).int()
     assert (make([(0, real)]) - through).abs().max() <= 1
     assert not torch.equal(make([(k, real[:, k : k + 1]) for k in (0, 2, 4)]), make(first))
     prompted, guided = make([], given), make([], given, guidance=3.0, empty=empty)
@@ -270,10 +271,10 @@ def test_no_frame_of_the_future_and_no_other_clip_reaches_a_continuation(world, 
 
 def test_the_reconstruction_has_the_frames_before_that_the_autoencoder_needs(world, small):
     vae, clips = small[2], held_out(world)[1][:2]
-    whole = models.decode_generated_clips(vae, models.encode_generated_clips(vae, clips[:, 2:]))
+    whole = ltx.decode_generated_clips(vae, ltx.encode_generated_clips(vae, clips[:, 2:]))
     assert all(torch.equal(video.reconstructed(vae, clips, n, 2), whole[:, -n:]) for n in (3, 4))
     longer = torch.cat([clips[:, :1].expand(-1, 2, -1, -1, -1), clips], 1)
-    longer = models.decode_generated_clips(vae, models.encode_generated_clips(vae, longer))
+    longer = ltx.decode_generated_clips(vae, ltx.encode_generated_clips(vae, longer))
     assert torch.equal(video.reconstructed(vae, clips, 7, 8), longer[:, -7:])
 
 
