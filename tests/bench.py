@@ -3,8 +3,7 @@
     make bench                       every row, results/bench.yaml
     python tests/bench.py reading    some rows; the others in the file stay
 
-A row holds what is measured, its peer, the median ratio (the peer's seconds / ours), its aim, and whether the
-numbers were the same.
+A row: what is measured, its peer, the median ratio (the peer's seconds / ours), its aim, if numbers agree.
 """
 
 import argparse
