@@ -11,6 +11,7 @@ import hashlib
 import importlib.metadata
 import itertools
 import json
+import math
 import os
 import platform
 import re
@@ -428,13 +429,13 @@ class Features:
     """The tokens of a features folder, in the order of `index["ids"]`, read from mapped files.
 
     read(point) -> fp32 [n, t, h, w, D]; read(point, rows) the items `rows` alone; read(point, rows, tokens)
-    a slice of the flattened t*h*w tokens, [n, K, D]. Exit 2 for an unknown point or non-finite values.
+    a slice of the flattened t*h*w tokens, [n, K, D]. Exit 2 for an unknown point or non-finite values. Files
+    are mapped only while they are read: mapped pages count as memory.
     """
 
     def __init__(self, folder):
         self.folder = Path(folder)
         self.index = load_yaml(self.folder / "index.yaml", "extract", FEATURES)
-        self.shards = functools.lru_cache(4)(self.open)
 
     def open(self, point):
         """Mapped tensors of a point, one a shard."""
@@ -447,7 +448,7 @@ class Features:
         return [part["features"] for part in parts]
 
     def __call__(self, point, rows=None, tokens=None):
-        shards = self.shards(point)
+        shards = self.open(point)
         starts = np.cumsum([0, *map(len, shards)])
         rows = torch.arange(int(starts[-1])) if rows is None else torch.as_tensor(rows)
         first = shards[0] if tokens is None else shards[0].flatten(1, 3)[:, tokens]
@@ -461,12 +462,12 @@ class Features:
             fail(f"{self.folder}/{point} holds {bad} non-finite values; extract with --dtype fp32")
         return out
 
-    def chunks(self, point, rows=None, most=2**28):
-        """(rows, their features) in parts of at most `most` bytes."""
-        rows = torch.arange(len(self.index["ids"])) if rows is None else torch.as_tensor(rows)
-        size = 4 * self.shards(point)[0][0].numel()
-        for part in rows.split(max(int(most // size), 1)):
-            yield part, self(point, part)
+    def token_slices(self, point, rows, most=2**27):
+        """Slices [n, k, D] of the tokens of a point, each of at most `most` bytes."""
+        *grid, width = self.index["points"][point]["shape"]
+        step = max(most // (4 * width * len(rows)), 1)
+        for first in range(0, math.prod(grid), step):
+            yield self(point, rows, slice(first, first + step))
 
 
 def load_features(folder):

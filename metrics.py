@@ -107,10 +107,8 @@ def box_truth(items):
 
     The largest box of an item without boxes is [0, 0, 0, 0].
     """
-    names = set()
-    for item in items:
-        names.update(item["labels"])
-    number = {name: k for k, name in enumerate(sorted(names))}
+    names = sorted(set().union(*(item["labels"] for item in items)))
+    number = {name: k for k, name in enumerate(names)}
     largest, truth = torch.zeros(len(items), 4), []
     for k, item in enumerate(items):
         size = torch.tensor([item["width"], item["height"]] * 2)
@@ -122,7 +120,7 @@ def box_truth(items):
         if known:  # of a class without a target nothing is scored
             classes = torch.tensor([number[item["crowd_labels"][j]] for j in known])
             truth[k] += ((item["crowd"][known] / size, classes),)
-    return largest, truth, sorted(names)
+    return largest, truth, names
 
 
 def with_boxes(split, largest):
@@ -143,8 +141,7 @@ def to_cells(maps, h, w):
 def from_cells(cells, h, w, channels, side):
     """The inverse of `to_cells`, then resized to side x side (bilinear)."""
     n, s = len(cells), round((cells.shape[-1] / channels) ** 0.5)
-    maps = cells.reshape(n, h, w, channels, s, s).permute(0, 3, 1, 4, 2, 5)
-    maps = maps.reshape(n, channels, h * s, w * s)
+    maps = cells.reshape(n, h, w, channels, s, s).permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)
     return torch.nn.functional.interpolate(maps, (side, side), mode="bilinear", antialias=True)
 
 
@@ -164,8 +161,7 @@ def mask_level(soft, truth):
 
 def mask_scores(soft, truth, split):
     """IoU per item of the soft mask above the best threshold on val."""
-    val = split["val"]
-    return mask_iou(soft > mask_level(soft[val], truth[val]), truth)
+    return mask_iou(soft > mask_level(soft[split["val"]], truth[split["val"]]), truth)
 
 
 # ---------------------------------------------------------------- images

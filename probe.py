@@ -455,9 +455,8 @@ def draw_chart(result, path):
     low, high = [row["bbox_iou_low"] for row in rows], [row["bbox_iou_high"] for row in rows]
     axes[0].fill_between(at, low, high, alpha=0.2, label="95% interval")
     axes[0].plot(at, [row["mlp"] for row in rows], "^-", color="C2", label="MLP, trained network")
-    for axis, task, title in zip(
-        axes, ("bbox_iou", "spatial_iou"), ("Largest box", "Foreground"), strict=True
-    ):
+    titles = {"bbox_iou": "Largest box", "spatial_iou": "Foreground"}
+    for axis, (task, title) in zip(axes, titles.items(), strict=True):
         axis.plot(at, [row[task] for row in rows], "o-", color="C0", label="ridge, trained network")
         measured = [k for k in at if f"{task}_random" in rows[k]]
         untrained = [rows[k][f"{task}_random"] for k in measured]

@@ -318,28 +318,9 @@ class Lazy:
         return self.read(rows)
 
 
-def read_once(read, point, rows, tokens=None):
-    """Features of a point of common.Features, mapped only meanwhile: mapped pages count as memory."""
-    found = read(point, rows, tokens)
-    read.shards.cache_clear()
-    return found
-
-
 def layer_of(read, point, rows):
     """The items `rows` of a point of common.Features: `Lazy` [n, t, h, w, D]."""
-
-    def read_rows(some):
-        return read_once(read, point, rows[some])
-
-    return Lazy(read_rows, len(rows), lambda: token_slices(read, point, rows))
-
-
-def token_slices(read, point, rows, most=2**27):
-    """Slices [n, k, D] of the tokens of a point, each of at most `most` bytes."""
-    *grid, width = read.index["points"][point]["shape"]
-    step = max(most // (4 * width * len(rows)), 1)
-    for first in range(0, math.prod(grid), step):
-        yield read_once(read, point, rows, slice(first, first + step))
+    return Lazy(lambda some: read(point, rows[some]), len(rows), lambda: read.token_slices(point, rows))
 
 
 def chunks(rows, *tables, most=2**26):

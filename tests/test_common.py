@@ -186,8 +186,9 @@ def test_features_are_read_in_fp32_and_refused_if_not_finite_or_of_other_items(t
     index, read = common.load_features(tmp_path)
     assert read("layer.0").dtype == torch.float32 and common.with_grid(index) == ["layer.0", "layer.1"]
     assert torch.equal(read("layer.0", [1, 0], slice(1, 3)), good[[1, 0]].flatten(1, 3)[:, 1:3])
-    parts = [(rows.tolist(), part.flatten()[0].item()) for rows, part in read.chunks("layer.0", [1, 0], 48)]
-    assert parts == [([1], 12.0), ([0], 0.0)]
+    parts = list(read.token_slices("layer.0", [1, 0], 48))  # 2 items x 2 tokens x 3 numbers x 4 bytes
+    assert [part.shape[1] for part in parts] == [2, 2]
+    assert torch.equal(torch.cat(parts, 1), good[[1, 0]].flatten(1, 3))
     refused(lambda: read("layer.1"), "layer.1", "1 non-finite")
     common.save_pt(tmp_path / "layer.0/00000.pt", common.FEATURES, ["b", "a"], {}, features=x)
     refused(lambda: common.load_features(tmp_path)[1]("layer.0"), "other ids")
